@@ -66,7 +66,7 @@ class ProtocolViolation(ProxyError):
     """The client broke the protocol. `reply` is what PostgreSQL would send."""
 
     kind = ErrorKind.CLIENT_PROTOCOL
-    sqlstate = "08P01"
+    sqlstate: str | None = "08P01"
     reply = "protocol violation"
 
 
@@ -89,7 +89,7 @@ class ClientCertificateRefused(ClientTLSFailed):
 
 
 class TLSAbuse(ProxyError):
-    """A peer made OpenSSL work without sending data (security.md K6)."""
+    """A peer made OpenSSL work without sending data."""
 
     kind = ErrorKind.TLS_ABUSE
 
@@ -103,7 +103,7 @@ class AccessDenied(ProxyError):
 
 
 class Unproven(ProxyError):
-    """The backend let somebody in whom neither it nor the proxy had proved (security.md K1)."""
+    """The backend let somebody in whom neither it nor the proxy had proved."""
 
     kind = ErrorKind.UNPROVEN
     sqlstate = "28000"
@@ -162,6 +162,13 @@ class ShuttingDown(ProxyError):
     kind = ErrorKind.SHUTDOWN
     sqlstate = "57P01"
     reply = "terminating connection due to administrator command"
+
+
+class InternalError(ProxyError):
+    """A bug of ours, as the client hears of it. The traceback is in the log."""
+
+    sqlstate = "XX000"
+    reply = "internal error"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def encode_name(name: str) -> bytes:
 
 
 def printable(text: str | bytes, limit: int = PRINTABLE_LIMIT) -> str:
-    r"""Text from outside, safe to show in a terminal or a log (security.md K19).
+    r"""Text from outside, safe to show in a terminal or a log.
 
     Control characters (C0, C1, DEL), bytes that are not UTF-8, separators that break lines and
     invisible formatting (bidirectional overrides among them) become \xNN or \uNNNN.
@@ -54,7 +54,7 @@ def _shown(character: str) -> str:
 
 
 class Secret:
-    """Bytes that no log, traceback or `repr` shows (security.md K16). `reveal()` is the only way out."""
+    """Bytes that no log, traceback or `repr` shows. `reveal()` is the only way out."""
 
     __slots__ = ("_value",)
 
@@ -76,7 +76,7 @@ class ClientAddress:
     """Where a client comes from.
 
     Args:
-        ip: its address, IPv4-mapped IPv6 already turned into IPv4 (security.md K13);
+        ip: its address, IPv4-mapped IPv6 already turned into IPv4;
             None at a Unix socket.
         port: its port; None at a Unix socket.
         is_local: at a Unix socket, or both ends are loopback, judged by getsockname.
@@ -136,7 +136,7 @@ class Certificate:
 
 
 class ProofKind(enum.StrEnum):
-    """What proved that a client is the user it names. The one rule of security.md."""
+    """What proved that a client is the user it names. The one rule: nobody is let in without one."""
 
     CERTIFICATE = "cert"
     PEER = "peer"

@@ -1,0 +1,1 @@
+"""What the proxy tells the outside of itself."""

@@ -1,0 +1,1 @@
+"""PostgreSQL's wire protocol: pure, sans-IO."""

@@ -1,0 +1,1 @@
+"""The trio runtime, one file a stage; start reading at session.py."""

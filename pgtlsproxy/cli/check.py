@@ -1,0 +1,98 @@
+"""`pgtlsproxy check`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import click
+
+from pgtlsproxy.errors import ConfigError, Mistake
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.option("-c", "--config", "path", required=True, metavar="FILE", help="The configuration, a YAML file.")
+@click.option("--connect", is_flag=True, help="Also dial every backend and let it prove itself.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, for machines.")
+def check(path: str, *, connect: bool, as_json: bool) -> int:
+    """Load everything that `serve` would load, and say everything that is wrong with it.
+
+    Opens no socket and writes nothing, unless --connect is given. Exit status: 0 it can be served,
+    1 it cannot, or something in it has expired, or a backend does not prove itself.
+
+    \b
+    Example:
+      pgtlsproxy check -c config/central/pgtlsproxy.yaml
+      pgtlsproxy check -c config/central/pgtlsproxy.yaml --connect
+    """  # noqa: D301 - \b is click's mark for text that it must not fill
+    from pgtlsproxy.proxy.expiry import judge_expiry
+    from pgtlsproxy.proxy.snapshot import load
+
+    mistakes: Sequence[Mistake]
+    warnings: Sequence[Mistake] = ()
+    probed: list[dict[str, str | None]] = []
+    try:
+        loaded = load(path)
+    except ConfigError as error:
+        mistakes = error.mistakes
+    else:
+        expiry = judge_expiry(loaded.snapshot)
+        mistakes, warnings = expiry.expired, (*loaded.warnings, *expiry.soon)
+        if connect:
+            probed = _probe(loaded.snapshot)
+            problems = [row for row in probed if row["problem"] is not None]
+            mistakes = (
+                *mistakes,
+                *(Mistake(f"{path}: backends.{row['backend']}", str(row["problem"])) for row in problems),
+            )
+    if as_json:
+        click.echo(json.dumps(_as_object(mistakes, warnings, probed)))
+    else:
+        _print(path, mistakes, warnings, probed)
+    return 1 if mistakes else 0
+
+
+def _probe(snapshot: object) -> list[dict[str, str | None]]:
+    import dataclasses
+
+    import trio
+
+    from pgtlsproxy.observability.logs import configure
+    from pgtlsproxy.proxy.probe import probe
+    from pgtlsproxy.proxy.resolve import Resolver
+    from pgtlsproxy.proxy.snapshot import Snapshot
+
+    assert isinstance(snapshot, Snapshot)  # noqa: S101 - narrows the type without importing it above
+
+    async def main() -> list[dict[str, str | None]]:
+        resolver = Resolver(configure(None, "error"))
+        results = [await probe(backend, resolver) for backend in snapshot.backends.values()]
+        return [dataclasses.asdict(row) for rows in results for row in rows]
+
+    return trio.run(main)
+
+
+def _as_object(
+    mistakes: Sequence[Mistake], warnings: Sequence[Mistake], probed: list[dict[str, str | None]]
+) -> dict[str, object]:
+    def rows(entries: Sequence[Mistake]) -> list[dict[str, str]]:
+        return [{"where": entry.where, "what": entry.what} for entry in entries]
+
+    return {"ok": not mistakes, "mistakes": rows(mistakes), "warnings": rows(warnings), "backends": probed}
+
+
+def _print(
+    path: str, mistakes: Sequence[Mistake], warnings: Sequence[Mistake], probed: list[dict[str, str | None]]
+) -> None:
+    from pgtlsproxy.cli.reporting import print_warnings
+
+    print_warnings(warnings)
+    for row in probed:
+        if row["problem"] is None:
+            click.echo(f"backend {row['backend']} at {row['address']}: {row['finding']}")
+    for mistake in mistakes:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {mistake}", err=True)
+    if mistakes:
+        click.echo(f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}", err=True)
+    else:
+        click.echo(f"{path}: ok")

@@ -1,0 +1,149 @@
+"""A listener: where clients come, and what is asked of them. It speaks postgresql.conf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar
+
+from pydantic import AliasChoices, BeforeValidator, Field
+
+from pgtlsproxy.config.model import CommaList, FilePath, Model, ProtocolVersion, Text, is_range
+from pgtlsproxy.config.values import (
+    Network,
+    TCPAddress,
+    UnixAddress,
+    parse_file_mode,
+    parse_listen_address,
+    parse_network,
+)
+
+_ListenAddress = Annotated[TCPAddress | UnixAddress, BeforeValidator(parse_listen_address)]
+
+
+class Listener(Model):
+    """One listener.
+
+    Every `ssl_*` setting means what postgresql.conf means by it (PostgreSQL manual, 20.3.3 SSL).
+    """
+
+    not_in_this_version: ClassVar[frozenset[str]] = frozenset(
+        {
+            "scram_secrets_file",
+            "auth_query",
+            "roles_file",
+            "roles_query",
+            "proxy_protocol_from",
+            "revoked_sessions",
+            "expired_sessions",
+            "databases",
+            "tcp_keepalives_idle",
+            "tcp_keepalives_interval",
+            "tcp_keepalives_count",
+            "tcp_user_timeout",
+            "idle_session_timeout",
+            "session_lifetime",
+        }
+    )
+
+    listen: Annotated[tuple[_ListenAddress, ...], CommaList, Field(min_length=1)]
+    """Where clients come: `host:port`, `[v6]:port`, `unix:/folder[:port]`; port 0 lets the system choose."""
+
+    backend: Text
+    """The name of the backend that its sessions go on to."""
+
+    ssl: bool
+    """Whether TLS is offered. In clear, on or off, only loopback, Unix sockets and `plaintext_from`
+    may start a session."""
+
+    ssl_cert_file: FilePath | None = None
+    """PEM: the certificate, and behind it the intermediates that issued it."""
+
+    ssl_key_file: FilePath | None = None
+    """PEM: the certificate's private key; may be the same file."""
+
+    ssl_ca_file: FilePath | None = None
+    """PEM: who is believed about client certificates. Without it none is asked for."""
+
+    ssl_crl_file: FilePath | None = None
+    """PEM: revocation lists. Where one is given, every certificate of a chain needs one."""
+
+    ssl_crl_dir: FilePath | None = None
+    """A folder of such lists, read whole at every load."""
+
+    ssl_min_protocol_version: ProtocolVersion = "TLSv1.2"
+    """The oldest TLS that is spoken."""
+
+    ssl_max_protocol_version: ProtocolVersion | None = None
+    """The newest TLS that is spoken; None for no end."""
+
+    ssl_ciphers: Text = "HIGH:MEDIUM:+3DES:!aNULL"
+    """OpenSSL's cipher list for TLS 1.2 and older."""
+
+    ssl_tls13_ciphers: Text | None = None
+    """The suites of TLS 1.3, joined by colons; None for OpenSSL's own."""
+
+    ssl_groups: Annotated[
+        Text | None, Field(validation_alias=AliasChoices("ssl_groups", "ssl_ecdh_curve"))
+    ] = None
+    """Key exchange groups, joined by colons; None for X25519:prime256v1. `ssl_ecdh_curve` is its name
+    before PostgreSQL 18."""
+
+    ssl_prefer_server_ciphers: bool = True
+    """Whether the server's order of ciphers decides."""
+
+    ssl_dh_params_file: FilePath | None = None
+    """PEM: Diffie-Hellman parameters for DHE suites of TLS 1.2; without them there are none."""
+
+    ssl_passphrase_command: Text | None = None
+    """A shell command that prints the key's passphrase; %p in it becomes a prompt."""
+
+    ssl_passphrase_command_supports_reload: bool = False
+    """Whether that command may run at a reload, when nobody sits at a terminal."""
+
+    hba_file: FilePath
+    """pg_hba.conf: who may come in, and by what proof."""
+
+    ident_file: FilePath | None = None
+    """pg_ident.conf: the maps that pg_hba.conf names."""
+
+    plaintext_from: Annotated[
+        tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList
+    ] = ()
+    """Networks, in CIDR notation, that may start a session in clear text."""
+
+    unix_socket_permissions: Annotated[int, BeforeValidator(parse_file_mode)] = 0o770
+    """Mode of Unix sockets, a quoted octal text. PostgreSQL's own default is "0777"."""
+
+    unix_socket_group: Text | None = None
+    """Group of Unix sockets, a name or a quoted number; None for the process's own."""
+
+    @property
+    def has_unix(self) -> bool:
+        """Whether clients can come through a Unix socket."""
+        return any(isinstance(address, UnixAddress) for address in self.listen)
+
+    @property
+    def has_tcp(self) -> bool:
+        """Whether clients can come through TCP."""
+        return any(isinstance(address, TCPAddress) for address in self.listen)
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between settings that are right one by one."""
+        if self.ssl:
+            for key in ("ssl_cert_file", "ssl_key_file"):
+                if getattr(self, key) is None:
+                    yield key, "is missing, and ssl is on: the listener needs a certificate and its key"
+        else:
+            for key in sorted(self.model_fields_set):
+                if key.startswith("ssl_"):
+                    yield key, "would have no effect, for ssl is off: set ssl to on, or leave this key out"
+        if not is_range(self.ssl_min_protocol_version, self.ssl_max_protocol_version):
+            yield (
+                "ssl_max_protocol_version",
+                f"could not set SSL protocol version range: {self.ssl_max_protocol_version} is older than "
+                f"ssl_min_protocol_version, which is {self.ssl_min_protocol_version}",
+            )
+        if self.ssl_ca_file is None:
+            for key in ("ssl_crl_file", "ssl_crl_dir"):
+                if self.ssl and getattr(self, key) is not None:
+                    yield key, "would have no effect without ssl_ca_file: no client certificate is asked for"

@@ -1,0 +1,122 @@
+"""What all parts of the configuration have in common: the base model and its kinds of values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+
+from pgtlsproxy.config.values import found, parse_list, parse_time
+from pgtlsproxy.errors import Mistake
+from pgtlsproxy.strict_yaml import Document
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What validation knows of the file that it reads.
+
+    Args:
+        folder: where the file lies, absolute; relative paths start there.
+        document: the file's content.
+        warnings: what was found so far that works and should be looked at.
+    """
+
+    folder: str
+    document: Document
+    warnings: tuple[Mistake, ...] = ()
+
+
+class Model(BaseModel):
+    """A frozen part of the configuration. Unknown keys and coercions are mistakes."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
+
+    not_in_this_version: ClassVar[frozenset[str]] = frozenset()
+    """Keys whose names are settled and whose work has not landed."""
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between settings that are right one by one: (key, what) pairs."""
+        return iter(())
+
+
+PROTOCOL_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+"""postgresql.conf's and libpq's names, in ascending order."""
+
+
+def _protocol_version(value: object) -> str:
+    for name in PROTOCOL_VERSIONS:
+        if isinstance(value, str) and value.lower() == name.lower():
+            return name
+    raise ValueError(f"found {found(value)}, expected one of {', '.join(PROTOCOL_VERSIONS)}")
+
+
+def is_range(lowest: str, highest: str | None) -> bool:
+    """Whether a version lies between two ends; None leaves the upper one open."""
+    return highest is None or PROTOCOL_VERSIONS.index(lowest) <= PROTOCOL_VERSIONS.index(highest)
+
+
+def _text(value: object) -> object:
+    if isinstance(value, str) and not value:
+        raise ValueError("is empty: leave the key out, or give it a value")
+    return value
+
+
+def absolute(path: str, info: ValidationInfo) -> str:
+    """A path as the process can open it from anywhere; `..` is left to the kernel, which knows links."""
+    return os.path.join(info.context.folder, path)  # noqa: PTH118 - Path drops what follows a link's ..
+
+
+def _switch(value: object) -> object:
+    if isinstance(value, int) and value in {0, 1}:
+        return bool(value)
+    return value
+
+
+def in_range(lowest: float, highest: float) -> Callable[[float], float]:
+    """A check that a time lies within two ends, in seconds."""
+
+    def check(seconds: float) -> float:
+        if lowest <= seconds <= highest:
+            return seconds
+        raise ValueError(f"{seconds:g} s is out of range: from {lowest:g} s to {highest:g} s")
+
+    return check
+
+
+def one_of(*allowed: str, later: tuple[str, ...] = ()) -> Callable[[object], object]:
+    """A check that a value is one of a closed set, or a settled one that is still to come."""
+
+    def check(value: object) -> object:
+        if value in later:
+            raise ValueError(f"{found(value)} is not in this version; use {' or '.join(allowed)}")
+        if isinstance(value, str) and value in allowed:
+            return value
+        raise ValueError(f"found {found(value)}, expected one of {', '.join(allowed)}")
+
+    return check
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+"""A text that says something."""
+
+FilePath = Annotated[Text, AfterValidator(absolute)]
+"""A path, absolute once it is loaded."""
+
+Seconds = Annotated[float, BeforeValidator(parse_time)]
+"""A time in postgresql.conf's units, in seconds once it is loaded."""
+
+ProtocolVersion = Annotated[
+    Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"], BeforeValidator(_protocol_version)
+]
+"""A TLS version in any case, as postgresql.conf spells it once it is loaded."""
+
+LibpqSwitch = Annotated[bool, BeforeValidator(_switch)]
+"""on or off; libpq's 1 or 0 too."""
+
+CommaList = BeforeValidator(parse_list)
+"""Takes a YAML list or one text with commas."""

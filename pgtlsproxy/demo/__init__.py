@@ -1,0 +1,1 @@
+"""A throw-away PostgreSQL, and a tour of the proxy in front of it."""

@@ -1,0 +1,218 @@
+"""What is written to stderr, where nothing else goes: one event a line, as JSON or for a terminal.
+
+Two events tell a session: `session_decided`, once, when it is refused or let in, and
+`session_ended`, once, for what was let in. Both carry every field of SESSION_FIELDS; what is
+absent is null. Text from outside is made printable here, where it enters the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, MutableMapping
+from types import TracebackType
+from typing import Any, Final, TextIO
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, printable
+
+SESSION_FIELDS: Final = (
+    "session", "generation", "listener", "client_addr", "client_port", "os_user", "os_uid", "os_pid",
+    "user", "database", "replication", "application_name",
+    "tls_version", "tls_cipher", "tls_error", "sni",
+    "cert_cn", "cert_dn", "cert_issuer", "cert_serial", "cert_sha256", "cert_not_after", "cert_san",
+    "cert_verified",
+    "method", "login", "hba_file", "hba_line", "ident_file", "ident_line", "decided_by",
+    "verdict", "kind", "sqlstate", "reason", "identity", "proof",
+    "backend", "backend_addr", "backend_local_port", "backend_pid", "backend_tls_version",
+)  # fmt: skip
+"""Every field of `session_decided`, in the order in which they are written."""
+
+END_FIELDS: Final = ("bytes_from_client", "bytes_from_backend", "seconds")
+"""What `session_ended` has besides."""
+
+FOLD_AFTER: Final = 10
+"""Identical refusals of one source that are written in one second; the rest are counted."""
+
+FOLD_SOURCES: Final = 10_000
+"""How many (source, reason) pairs are remembered within a second; beyond, nothing is folded."""
+
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def configure(log_format: str | None, level: str, stream: TextIO | None = None) -> FilteringBoundLogger:
+    """Set up logging for the process.
+
+    Args:
+        log_format: `json`, `console`, or None for the console in a terminal and JSON elsewhere.
+        level: a key of LEVELS.
+        stream: where to write; stderr when None.
+    """
+    target = sys.stderr if stream is None else stream
+    console = log_format == "console" or (log_format is None and target.isatty())
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+    processors: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
+        # The plain traceback shows code, never the values of variables, which may be secrets.
+        *([_drop_absent, renderer] if console else [structlog.processors.format_exc_info, _render_json]),
+    ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(target),
+        cache_logger_on_first_use=False,
+    )
+    logger: FilteringBoundLogger = structlog.get_logger()
+    _catch_stray_output(logger)
+    return logger
+
+
+def _render_json(_logger: object, _name: str, event: MutableMapping[str, Any]) -> str:
+    head = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
+    text = structlog.processors.JSONRenderer(ensure_ascii=True)(None, "", {**head, **event})
+    return text if isinstance(text, str) else text.decode()
+
+
+def _drop_absent(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {key: value for key, value in event.items() if value is not None}
+
+
+def _catch_stray_output(logger: FilteringBoundLogger) -> None:
+    """What Python itself would print to stderr becomes an event."""
+
+    def on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            logger.error("bug", exc_info=(kind, error, trace))
+
+    def on_unraisable(args: Any) -> None:
+        logger.error("bug", where=printable(str(args.err_msg)), exc_info=args.exc_value)
+
+    def on_thread_exception(args: threading.ExceptHookArgs) -> None:
+        logger.error("bug", exc_info=args.exc_value)
+
+    sys.excepthook = on_exception
+    sys.unraisablehook = on_unraisable
+    threading.excepthook = on_thread_exception
+    logging.captureWarnings(capture=True)
+    logging.getLogger("py.warnings").addHandler(logging.NullHandler())
+    logging.getLogger("py.warnings").propagate = False
+
+
+class RefusalFolder:
+    """Keeps a flood of identical refusals from flooding the log.
+
+    Args:
+        write: writes one event.
+    """
+
+    def __init__(self, write: Callable[..., Any]) -> None:
+        self._write = write
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def admits(self, source: str, reason: str) -> bool:
+        """Whether this refusal is to be written; otherwise it is counted."""
+        key = (source, reason)
+        if key not in self._counts and len(self._counts) >= FOLD_SOURCES:
+            return True
+        self._counts[key] = self._counts.get(key, 0) + 1
+        return self._counts[key] <= FOLD_AFTER
+
+    def flush(self) -> None:
+        """Say how many were not written, and start over. Called once a second."""
+        counts, self._counts = self._counts, {}
+        for (source, reason), count in counts.items():
+            if count > FOLD_AFTER:
+                self._write("refusals_folded", client_addr=source, reason=reason, count=count - FOLD_AFTER)
+
+
+class SessionLog:
+    """Collects what is known of one session, for its events. Logic never reads it.
+
+    Args:
+        logger: where to write.
+        folder: what holds floods back.
+        fields: of SESSION_FIELDS, what is known at the start.
+    """
+
+    def __init__(self, logger: FilteringBoundLogger, folder: RefusalFolder, **fields: object) -> None:
+        self._logger = logger
+        self._folder = folder
+        self._fields: dict[str, object] = dict.fromkeys(SESSION_FIELDS)
+        self.note(**fields)
+        self.is_decided = False
+
+    def note(self, **fields: object) -> None:
+        """Remember fields of SESSION_FIELDS; text from outside becomes printable."""
+        unknown = fields.keys() - self._fields.keys()
+        if unknown:
+            raise KeyError(", ".join(sorted(unknown)))
+        for key, value in fields.items():
+            self._fields[key] = printable(value) if isinstance(value, str | bytes) else value
+
+    def note_address(self, address: ClientAddress, os_user: OSUser | None) -> None:
+        """Remember where the client comes from."""
+        self.note(client_addr=str(address), client_port=address.port)
+        if os_user is not None:
+            self.note(os_user=os_user.name, os_uid=os_user.uid, os_pid=os_user.pid)
+
+    def note_certificate(self, certificate: Certificate, *, verified: bool) -> None:
+        """Remember the client's certificate."""
+        self.note(
+            cert_cn=certificate.common_names[0] if certificate.common_names else None,
+            cert_dn=certificate.dn,
+            cert_issuer=certificate.issuer_dn,
+            cert_serial=f"{certificate.serial:x}",
+            cert_sha256=certificate.sha256,
+            cert_not_after=certificate.not_after.isoformat(),
+            cert_san=list(certificate.subject_alt_names) or None,
+            cert_verified=verified,
+        )
+
+    def allowed(self) -> None:
+        """Write `session_decided` for a session that was let in."""
+        self.is_decided = True
+        self._logger.info("session_decided", **self._fields | {"verdict": "allowed"})
+
+    def refused(self, kind: str, sqlstate: str | None, reason: str) -> None:
+        """Write `session_decided` for one that was not."""
+        self.is_decided = True
+        self.note(kind=kind, sqlstate=sqlstate, reason=reason, verdict="refused")
+        if self._folder.admits(str(self._fields["client_addr"]), str(self._fields["reason"])):
+            write = self._logger.debug if kind == "probe" else self._logger.info
+            write("session_decided", **self._fields)
+
+    def ended(
+        self, kind: str, reason: str, *, bytes_from_client: int, bytes_from_backend: int, seconds: float
+    ) -> None:
+        """Write `session_ended`.
+
+        Args:
+            kind: `ok` or an ErrorKind.
+            reason: who ended it and how.
+            bytes_from_client: what the client sent to the backend, in octets.
+            bytes_from_backend: what the backend sent to the client, in octets.
+            seconds: from accept to end.
+        """
+        self.note(kind=kind, reason=reason, verdict="allowed")
+        self._logger.info(
+            "session_ended",
+            **self._fields,
+            bytes_from_client=bytes_from_client,
+            bytes_from_backend=bytes_from_backend,
+            seconds=round(seconds, 3),
+        )
+
+    def bug(self, error: BaseException) -> None:
+        """Write a failure that is ours, with its traceback, under the session's id."""
+        self._logger.error("bug", session=self._fields["session"], exc_info=error)

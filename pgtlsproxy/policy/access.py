@@ -1,0 +1,363 @@
+"""The decision: may this client go on, by which line, and what must still be proved.
+
+`decide` is pure: it looks at the values it is given, and says `Needs` where one is missing. Replies are
+PostgreSQL's own (`ClientAuthentication` and `auth_failed`, src/backend/libpq/auth.c), so that a client
+learns neither more nor less than it would there.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from pgtlsproxy.errors import AccessDenied
+from pgtlsproxy.identity import Certificate, ProofKind, printable
+from pgtlsproxy.policy.addresses import Network
+from pgtlsproxy.policy.hba import ClientCert, ClientName, HbaRule, Method, Replication
+from pgtlsproxy.policy.ident import IdentMaps, IdentMatch
+from pgtlsproxy.policy.matching import first_match
+from pgtlsproxy.policy.proofs import Login, proof
+from pgtlsproxy.policy.records import LineRef
+from pgtlsproxy.policy.request import AccessRequest, Fact, Facts, Needs
+
+__all__ = [
+    "AccessRefused",
+    "AccessRequest",
+    "DecidedBy",
+    "Fact",
+    "Facts",
+    "Grant",
+    "Login",
+    "Needs",
+    "Rules",
+    "decide",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What one listener decides by.
+
+    Args:
+        listener, backend: their names.
+        hba: the lines of pg_hba.conf.
+        ident: the maps of pg_ident.conf.
+        plaintext_from: networks beyond loopback that may start a session in clear text.
+        login: how the backend is satisfied.
+        own_credential: whether the backend sees a credential of the proxy: login `certificate` or
+            `passfile`, a certificate of the proxy, or a Unix socket where `peer` sees the proxy.
+        reserved_users: users who need a line that names them where `own_credential`.
+        require_auth_none: whether the backend may let sessions in without asking the client.
+    """
+
+    listener: str
+    backend: str
+    hba: tuple[HbaRule, ...]
+    ident: IdentMaps
+    plaintext_from: tuple[Network, ...]
+    login: Login
+    own_credential: bool
+    reserved_users: frozenset[str]
+    require_auth_none: bool
+
+
+class DecidedBy(enum.StrEnum):
+    """Which rule refused."""
+
+    HBA = "hba"
+    IDENT = "ident"
+    PLAINTEXT_FROM = "plaintext_from"
+    RESERVED_USERS = "reserved_users"
+    PROOF = "proof"
+
+
+class AccessRefused(AccessDenied):
+    """The policy said no.
+
+    Args:
+        reason: for the log.
+        reply: PostgreSQL's text.
+        sqlstate: PostgreSQL's code.
+        decided_by: which rule refused.
+        rule: the line of pg_hba.conf, or None where none applied.
+        ident: the line of pg_ident.conf, where one applied.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        reply: str,
+        decided_by: DecidedBy,
+        sqlstate: str = "28000",
+        rule: HbaRule | None = None,
+        ident: IdentMatch | None = None,
+    ) -> None:
+        super().__init__(reason if rule is None else f"{rule.ref}: {reason}", reply=reply, sqlstate=sqlstate)
+        self.decided_by = decided_by
+        self.hba: LineRef | None = None if rule is None else rule.ref
+        self.method: Method | None = None if rule is None else rule.method
+        self.ident: LineRef | None = None if ident is None else ident.ref
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """The policy lets a client go on. Only `decide` makes one.
+
+    It is no proof, yet: where `accepts` is a certificate, an operating system user or a literal local user,
+    that has been checked; everything else is still to be proved. A certificate that the line demands
+    beside another proof has been checked, too.
+
+    Args:
+        listener, backend: their names; whoever dials reads the backend here.
+        user, database, replication: as in the request.
+        method: the method of the deciding line.
+        login: how the backend is satisfied.
+        accepts: the proofs of which one must be had before the client is let in.
+        identity: what was checked: a certificate's DN, or an operating system user; else None.
+        certificate_sha256: fingerprint of the client's certificate, demanded or not.
+        hba: the deciding line.
+        ident: the line of pg_ident.conf that was used, or None.
+    """
+
+    listener: str
+    backend: str
+    user: str
+    database: str
+    replication: Replication
+    method: Method
+    login: Login
+    accepts: frozenset[ProofKind]
+    identity: str | None
+    certificate_sha256: str | None
+    hba: LineRef
+    ident: LineRef | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """Names that were compared with the user's.
+
+    Args:
+        identity: the certificate's DN or the operating system user; None where no name was asked for.
+        ident: the line of pg_ident.conf that was used.
+    """
+
+    identity: str | None = None
+    ident: IdentMatch | None = None
+
+
+def decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs:
+    """Decide on a client.
+
+    Args:
+        rules: the listener's.
+        request: the client.
+        facts: what has been looked up.
+
+    Returns:
+        What the client may do, or what has to be looked up first.
+
+    Raises:
+        AccessRefused: it may not; with the line that decided.
+    """
+    _refuse_clear_text(rules, request)
+    rule, _ = first_match(rules.hba, request, facts)
+    if isinstance(rule, Needs):
+        return rule
+    if rule is None:
+        raise AccessRefused(
+            "no line of pg_hba.conf applies", reply=_no_entry(request), decided_by=DecidedBy.HBA
+        )
+    if rule.clientcert is not ClientCert.OFF:
+        _sent_certificate(rule, request)
+    if rule.method is Method.REJECT:
+        raise AccessRefused("the line rejects", reply=_rejects(request), decided_by=DecidedBy.HBA, rule=rule)
+    checked = _check_names(rules, rule, request)
+    _fence(rules, rule, request, checked)
+    return Grant(
+        listener=rules.listener,
+        backend=rules.backend,
+        user=request.user,
+        database=request.database,
+        replication=request.replication,
+        method=rule.method,
+        login=rules.login,
+        accepts=_accepts(rules, rule, request),
+        identity=checked.identity,
+        certificate_sha256=None if request.certificate is None else request.certificate.sha256,
+        hba=rule.ref,
+        ident=None if checked.ident is None else checked.ident.ref,
+    )
+
+
+def _refuse_clear_text(rules: Rules, request: AccessRequest) -> None:
+    """Refuse a session in clear text from afar, whatever pg_hba.conf says.
+
+    libpq's `sslmode=prefer` falls back to clear text after a failure that anybody on the path can cause.
+    """
+    address = request.address
+    if request.tls or address.is_local or address.ip is None:
+        return
+    if any(address.ip in network for network in rules.plaintext_from):
+        return
+    raise AccessRefused(
+        f"a session in clear text from {address}, which is neither local nor in plaintext_from",
+        reply=_no_entry(request),
+        decided_by=DecidedBy.PLAINTEXT_FROM,
+    )
+
+
+def _check_names(rules: Rules, rule: HbaRule, request: AccessRequest) -> _Checked:
+    """Compare the name that was authenticated with the user, by the map where there is one.
+
+    Raises:
+        AccessRefused: they do not fit.
+    """
+    if rule.method is Method.PEER:
+        if request.os_user is None or request.os_user.name is None:
+            raise _name_refused(rule, request, "the operating system knows no name for the client")
+        return _Checked(request.os_user.name, _map(rules, rule, request, request.os_user.name))
+    if rule.clientcert is ClientCert.VERIFY_FULL:
+        certificate = _sent_certificate(rule, request)
+        name = _certificate_name(rule, request, certificate)
+        return _Checked(certificate.dn, _map(rules, rule, request, name))
+    return _Checked()
+
+
+def _sent_certificate(rule: HbaRule, request: AccessRequest) -> Certificate:
+    """The certificate that a line demands; the handshake has verified it.
+
+    Raises:
+        AccessRefused: none was sent.
+    """
+    if request.certificate is None:
+        raise AccessRefused(
+            "the line needs a client certificate and none was sent",
+            reply="connection requires a valid client certificate",
+            decided_by=DecidedBy.HBA,
+            rule=rule,
+        )
+    return request.certificate
+
+
+def _certificate_name(rule: HbaRule, request: AccessRequest, certificate: Certificate) -> str:
+    """The name of a certificate that counts.
+
+    PostgreSQL takes the first of several common names. Libraries differ in which they show, so whoever
+    issued the certificate may have meant another: it is refused.
+    """
+    names = (certificate.dn,) if rule.clientname is ClientName.DN else certificate.common_names
+    if len(names) > 1:
+        shown = ", ".join(printable(name) for name in names)
+        raise _name_refused(rule, request, f"the client certificate has several common names: {shown}")
+    if not names or not names[0]:
+        raise _name_refused(rule, request, "client certificate contains no user name")
+    return names[0]
+
+
+def _map(rules: Rules, rule: HbaRule, request: AccessRequest, name: str) -> IdentMatch | None:
+    """The line that maps a name to the user; None where they are equal and no map is asked."""
+    user, shown = printable(request.user), printable(name)
+    if rule.map is None:
+        if name != request.user:
+            raise _name_refused(
+                rule,
+                request,
+                f"provided user name ({user}) and authenticated user name ({shown}) do not match",
+            )
+        return None
+    match = rules.ident.find(rule.map, request.user, name)
+    if match is None:
+        raise _name_refused(
+            rule,
+            request,
+            f'no match in usermap "{printable(rule.map)}" for user "{user}" authenticated as "{shown}"',
+            decided_by=DecidedBy.IDENT,
+        )
+    return match
+
+
+def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: _Checked) -> None:
+    """Keep reserved users and replication out unless somebody meant it.
+
+    Where the backend believes the proxy's own credential, a general line (`all`, a pattern) must not reach a
+    superuser or a copy of the whole cluster: the line must name the user, or for physical replication
+    `replication` (nothing else matches it), and the map must reach the user by name.
+    """
+    is_reserved = request.user in rules.reserved_users
+    if not rules.own_credential or not (is_reserved or request.replication is not Replication.NONE):
+        return
+    what = f'user "{printable(request.user)}" is in reserved_users' if is_reserved else "replication"
+    ident = checked.ident
+    names_replication = request.replication is Replication.PHYSICAL and not is_reserved
+    if not (rule.names_user(request.user) or names_replication):
+        problem = f"{what}: with the proxy's own credential this line must list the user by name"
+    elif ident is not None and not ident.is_literal:
+        problem = f"{what}: with the proxy's own credential the map must name the user; {ident.ref} does not"
+    else:
+        return
+    raise AccessRefused(
+        problem, reply=_rejects(request), decided_by=DecidedBy.RESERVED_USERS, rule=rule, ident=ident
+    )
+
+
+def _accepts(rules: Rules, rule: HbaRule, request: AccessRequest) -> frozenset[ProofKind]:
+    """The proofs of which one must be had; the loader has refused lines without any, and so does this."""
+    match proof(rule, rules.login):
+        case None:
+            problem = f"login {rules.login} can have no proof for method {rule.method}"
+        case ProofKind.LITERAL_LOCAL_USER if not _is_literal_local(rules, rule, request):
+            problem = f"login {rules.login} needs a line for literal local users"
+        case ProofKind.BACKEND_CHALLENGE if rules.require_auth_none:
+            return frozenset({ProofKind.BACKEND_CHALLENGE, ProofKind.REQUIRE_AUTH_NONE})
+        case kind:
+            return frozenset({kind})
+    raise AccessRefused(problem, reply=_rejects(request), decided_by=DecidedBy.PROOF, rule=rule)
+
+
+def _is_literal_local(rules: Rules, rule: HbaRule, request: AccessRequest) -> bool:
+    return (
+        request.address.is_local
+        and rule.is_loopback_only
+        and rule.has_literal_users_only
+        and request.user not in rules.reserved_users
+    )
+
+
+def _name_refused(
+    rule: HbaRule, request: AccessRequest, reason: str, *, decided_by: DecidedBy = DecidedBy.HBA
+) -> AccessRefused:
+    """The method's refusal: PostgreSQL answers a wrong name as it answers a wrong password."""
+    user = printable(request.user)
+    sqlstate = "28000"
+    match rule.method:
+        case Method.CERT:
+            reply = f'certificate authentication failed for user "{user}"'
+        case Method.PEER:
+            reply = f'Peer authentication failed for user "{user}"'
+        case Method.SCRAM_SHA_256:
+            reply, sqlstate = f'password authentication failed for user "{user}"', "28P01"
+        case _:
+            reply = f'"{rule.method}" authentication failed for user "{user}"'
+    return AccessRefused(reason, reply=reply, sqlstate=sqlstate, decided_by=decided_by, rule=rule)
+
+
+def _no_entry(request: AccessRequest) -> str:
+    if request.replication is Replication.PHYSICAL:
+        return f"no pg_hba.conf entry for replication connection from {_origin(request)}"
+    return f"no pg_hba.conf entry for {_origin(request)}"
+
+
+def _rejects(request: AccessRequest) -> str:
+    if request.replication is Replication.PHYSICAL:
+        return f"pg_hba.conf rejects replication connection for {_origin(request)}"
+    return f"pg_hba.conf rejects connection for {_origin(request)}"
+
+
+def _origin(request: AccessRequest) -> str:
+    parts = [f'host "{request.address}"', f'user "{printable(request.user)}"']
+    if request.replication is not Replication.PHYSICAL:
+        parts.append(f'database "{printable(request.database)}"')
+    parts.append("SSL encryption" if request.tls else "no encryption")
+    return ", ".join(parts)

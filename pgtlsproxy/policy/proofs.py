@@ -1,0 +1,69 @@
+"""The one rule as a table: which proof of the user can exist for a line and a login.
+
+Nobody reaches a backend unless the proxy proved the user, or a challenge of the backend that the
+client's own bytes answered did. The proxy's own credential proves nobody: with it the backend has
+believed the proxy.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from pgtlsproxy.identity import ProofKind
+from pgtlsproxy.policy.hba import ClientCert, HbaRule, Method
+
+
+class Login(enum.StrEnum):
+    """How the backend is satisfied."""
+
+    PASSTHROUGH = "passthrough"
+    CERTIFICATE = "certificate"
+    PASSFILE = "passfile"
+
+
+class Evidence(enum.Enum):
+    """What a line of pg_hba.conf demands of a client."""
+
+    NAMED_CERTIFICATE = enum.auto()
+    OS_USER = enum.auto()
+    SCRAM = enum.auto()
+    NOTHING = enum.auto()
+    """`trust`, also with `clientcert=verify-ca`, which says that somebody is known, not who."""
+
+
+PROOFS: Mapping[tuple[Evidence, Login], ProofKind] = MappingProxyType(
+    {
+        (Evidence.NAMED_CERTIFICATE, Login.PASSTHROUGH): ProofKind.CERTIFICATE,
+        (Evidence.NAMED_CERTIFICATE, Login.CERTIFICATE): ProofKind.CERTIFICATE,
+        (Evidence.NAMED_CERTIFICATE, Login.PASSFILE): ProofKind.CERTIFICATE,
+        (Evidence.OS_USER, Login.PASSTHROUGH): ProofKind.PEER,
+        (Evidence.OS_USER, Login.CERTIFICATE): ProofKind.PEER,
+        (Evidence.OS_USER, Login.PASSFILE): ProofKind.PEER,
+        (Evidence.SCRAM, Login.PASSTHROUGH): ProofKind.SCRAM,
+        (Evidence.NOTHING, Login.PASSTHROUGH): ProofKind.BACKEND_CHALLENGE,
+        (Evidence.NOTHING, Login.CERTIFICATE): ProofKind.LITERAL_LOCAL_USER,
+        (Evidence.NOTHING, Login.PASSFILE): ProofKind.LITERAL_LOCAL_USER,
+    }
+)
+"""What is missing has no proof and is refused: SCRAM where the proxy logs in with its own credential
+would need the users' secrets."""
+
+
+def evidence(rule: HbaRule) -> Evidence:
+    """What a line demands. `reject` demands nothing; who asks has refused it before."""
+    match rule.method:
+        case Method.SCRAM_SHA_256:
+            return Evidence.SCRAM
+        case Method.PEER:
+            return Evidence.OS_USER
+        case _ if rule.clientcert is ClientCert.VERIFY_FULL:
+            return Evidence.NAMED_CERTIFICATE
+        case _:
+            return Evidence.NOTHING
+
+
+def proof(rule: HbaRule, login: Login) -> ProofKind | None:
+    """The proof that a line and a login lead to, or None where there can be none."""
+    return PROOFS.get((evidence(rule), login))

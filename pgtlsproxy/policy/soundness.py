@@ -1,0 +1,140 @@
+"""The loader's check of every (line of pg_hba.conf, listener, backend).
+
+A line that could let in somebody unproven, or that can never work, is refused when it is loaded, not when
+somebody comes. Only lines that a client of this listener can reach are judged, so that one file can serve a
+Unix socket and a TCP listener.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pgtlsproxy.errors import Mistake
+from pgtlsproxy.identity import ProofKind, printable
+from pgtlsproxy.policy.access import Rules
+from pgtlsproxy.policy.hba import ClientCert, ConnectionType, HbaRule, Method
+from pgtlsproxy.policy.proofs import Login, proof
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerTransports:
+    """How clients can come to a listener.
+
+    Args:
+        unix: through a Unix socket.
+        tcp: through TCP.
+        tls: whether it speaks TLS (`ssl`).
+        has_client_ca: whether it verifies client certificates (`ssl_ca_file`).
+    """
+
+    unix: bool
+    tcp: bool
+    tls: bool
+    has_client_ca: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendFacts:
+    """What a backend can take for a credential of the proxy itself.
+
+    Args:
+        sslcert: the proxy shows it a client certificate.
+        unix_socket: it is reached through a Unix socket, where `peer` sees the proxy's user.
+    """
+
+    sslcert: bool
+    unix_socket: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Soundness:
+    """What the check found.
+
+    Args:
+        mistakes: the configuration cannot be used with these.
+        warnings: it can, but somebody should look.
+    """
+
+    mistakes: tuple[Mistake, ...] = ()
+    warnings: tuple[Mistake, ...] = ()
+
+
+def check_soundness(rules: Rules, transports: ListenerTransports, backend: BackendFacts) -> Soundness:
+    """Judge every line that clients of a listener can reach."""
+    mistakes: list[Mistake] = []
+    warnings: list[Mistake] = []
+    for rule in rules.hba:
+        if _needs_missing_tls(rule, transports):
+            warnings.append(
+                rule.ref.mistake(f"hostssl record cannot match: ssl is off at listener {rules.listener}")
+            )
+        elif _is_reachable(rule, transports):
+            mistakes.extend(_mistakes(rules, rule, transports))
+            warnings.extend(_warnings(rules, rule, backend))
+    return Soundness(tuple(mistakes), tuple(warnings))
+
+
+def _needs_missing_tls(rule: HbaRule, transports: ListenerTransports) -> bool:
+    return rule.type is ConnectionType.HOSTSSL and transports.tcp and not transports.tls
+
+
+def _is_reachable(rule: HbaRule, transports: ListenerTransports) -> bool:
+    return transports.unix if rule.type is ConnectionType.LOCAL else transports.tcp
+
+
+def _mistakes(rules: Rules, rule: HbaRule, transports: ListenerTransports) -> Iterator[Mistake]:
+    if rule.clientcert is not ClientCert.OFF and not transports.has_client_ca:
+        yield rule.ref.mistake(
+            "client certificates can only be checked if a root certificate store is available: "
+            f"set ssl_ca_file at listener {rules.listener}"
+        )
+    if rule.method is Method.REJECT:
+        return
+    if rule.map is not None and rule.map not in rules.ident.names:
+        yield rule.ref.mistake(
+            f'map "{printable(rule.map)}" has no line in the ident_file of listener {rules.listener}: '
+            "nobody could connect by this line"
+        )
+    match proof(rule, rules.login):
+        case None:
+            yield rule.ref.mistake(
+                f"{rule.method} with login: {rules.login} (backend {rules.backend}) needs the users' SCRAM "
+                "secrets, which are not in this version; use cert, peer, or login: passthrough"
+            )
+        case ProofKind.LITERAL_LOCAL_USER if (problem := _unproven(rules, rule)) is not None:
+            yield rule.ref.mistake(
+                f"trust with login: {rules.login} would let anybody be such a user at backend "
+                f"{rules.backend}: {problem}; use cert or peer, or list literal users at a Unix socket or "
+                "loopback address"
+            )
+        case _:
+            return
+
+
+def _unproven(rules: Rules, rule: HbaRule) -> str | None:
+    """Why a line that asks for no proof is not confined to literal local users; None where it is."""
+    if not rule.is_loopback_only:
+        return "the address is not a numeric one inside 127.0.0.0/8 or ::1/128"
+    if not rule.has_literal_users_only:
+        return "the users are not listed by name"
+    if reserved := sorted(rules.reserved_users.intersection(token.text for token in rule.users)):
+        return f"{', '.join(map(printable, reserved))} is in reserved_users"
+    return None
+
+
+def _warnings(rules: Rules, rule: HbaRule, backend: BackendFacts) -> Iterator[Mistake]:
+    if rule.method is Method.REJECT or proof(rule, rules.login) is not ProofKind.BACKEND_CHALLENGE:
+        return
+    if rules.require_auth_none:
+        yield rule.ref.mistake(
+            f"require_auth of backend {rules.backend} says none: whoever this line admits is let in as any "
+            "user that the backend does not ask for a proof"
+        )
+    elif backend.sslcert or backend.unix_socket:
+        credential = "certificate (sslcert)" if backend.sslcert else "operating system user (Unix socket)"
+        yield rule.ref.mistake(
+            f"backend {rules.backend} sees the proxy's own {credential}: clients of this line are refused "
+            f"wherever it believes that instead of asking them; consider login: {Login.CERTIFICATE}, or cert "
+            "or peer here"
+        )

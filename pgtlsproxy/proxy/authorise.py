@@ -1,0 +1,63 @@
+"""From what a client wants to what it may: the policy's answer, with the facts that it asks for."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import ifaddr
+import trio
+
+from pgtlsproxy.observability.logs import SessionLog
+from pgtlsproxy.policy.access import AccessRefused, AccessRequest, Facts, Grant, Needs, decide
+from pgtlsproxy.policy.addresses import Interface
+from pgtlsproxy.policy.hba import Replication
+from pgtlsproxy.policy.records import LineRef
+from pgtlsproxy.proxy.stages import Negotiated
+
+
+async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
+    """Ask the policy, and fetch the facts that it misses.
+
+    Raises:
+        AccessRefused: it says no.
+    """
+    accepted, startup = negotiated.accepted, negotiated.startup
+    request = AccessRequest(
+        user=startup.user,
+        database=startup.database,
+        replication=Replication[startup.replication.name],
+        address=accepted.address,
+        tls=negotiated.leg.is_tls,
+        certificate=negotiated.certificate,
+        os_user=accepted.os_user,
+    )
+    facts = Facts()
+    try:
+        while isinstance(decision := decide(accepted.listener.rules, request, facts), Needs):
+            facts = Facts(interfaces=await trio.to_thread.run_sync(_interfaces))
+    except AccessRefused as refusal:
+        log.note(method=refusal.method, decided_by=refusal.decided_by)
+        _note_lines(log, refusal.hba, refusal.ident)
+        raise
+    log.note(
+        method=decision.method, login=decision.login, backend=decision.backend, identity=decision.identity
+    )
+    _note_lines(log, decision.hba, decision.ident)
+    return decision
+
+
+def _interfaces() -> tuple[Interface, ...]:
+    """The addresses of this host with their networks, for samehost and samenet."""
+    found: list[Interface] = []
+    for adapter in ifaddr.get_adapters():
+        for entry in adapter.ips:
+            address = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
+            found.append(ipaddress.ip_interface(f"{address}/{entry.network_prefix}"))
+    return tuple(found)
+
+
+def _note_lines(log: SessionLog, hba: LineRef | None, ident: LineRef | None) -> None:
+    if hba is not None:
+        log.note(hba_file=hba.file, hba_line=hba.number)
+    if ident is not None:
+        log.note(ident_file=ident.file, ident_line=ident.number)

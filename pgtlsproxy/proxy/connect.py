@@ -1,0 +1,98 @@
+"""From a Grant to a backend that has read the StartupMessage and answered it.
+
+The next address is tried after a failed dial, a failed verification, or 57P03 before authentication.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pgtlsproxy.config import Backend
+from pgtlsproxy.errors import BackendUnavailable
+from pgtlsproxy.policy.access import Grant
+from pgtlsproxy.protocol.messages import backend_reader, parse_error_response
+from pgtlsproxy.protocol.startup import encode_startup
+from pgtlsproxy.proxy.candidates import Candidates
+from pgtlsproxy.proxy.dial import dial, read_message, send_to_backend
+from pgtlsproxy.proxy.stages import BackendAddress, BackendLeg, Negotiated
+from pgtlsproxy.tls.stream import Leg, TLSLeg
+
+CANNOT_CONNECT_NOW: Final = "57P03"
+
+
+async def connect(negotiated: Negotiated, grant: Grant, candidates: Candidates) -> BackendLeg:
+    """Dial the candidates in turn until one has answered the StartupMessage.
+
+    Args:
+        negotiated: the client.
+        grant: the permission to dial; nobody without one makes the proxy do so.
+        candidates: the addresses left to try; those tried here are taken out.
+
+    Returns:
+        A leg that the caller owns and closes.
+
+    Raises:
+        BackendUnavailable: no candidate is left. The reason names each failure.
+    """
+    backend = negotiated.accepted.snapshot.backends[grant.backend]
+    context = await backend.context_for(grant.user)
+    startup = _startup_for(negotiated, grant, backend.settings)
+    while (address := await candidates.next()) is not None:
+        try:
+            leg = await dial(address, backend.settings, context)
+        except BackendUnavailable as error:
+            candidates.failed(error, address)
+            continue
+        try:
+            answered = await _start(leg, address, startup, negotiated)
+        except BackendUnavailable as error:
+            leg.close()
+            candidates.failed(error)
+        except BaseException:
+            leg.close()
+            raise
+        else:
+            candidates.works(address)
+            return answered
+    raise candidates.exhausted(grant.backend)
+
+
+def _startup_for(negotiated: Negotiated, grant: Grant, backend: Backend) -> bytes:
+    """The StartupMessage for the backend, built anew from the parsed one and never copied.
+
+    The proxy's own parameters come last: PostgreSQL lets the last one win, and a client's own
+    `pgtlsproxy.*` were dropped when its StartupMessage was parsed.
+    """
+    accepted, certificate = negotiated.accepted, negotiated.certificate
+    client_name = grant.identity or ""
+    extra: list[tuple[str, str]] = []
+    if backend.client_address:
+        extra = [
+            ("pgtlsproxy.client_addr", str(accepted.address)),
+            ("pgtlsproxy.client_name", certificate.dn if certificate is not None else client_name),
+            ("pgtlsproxy.session", accepted.session),
+        ]
+    return encode_startup(negotiated.startup, newest=backend.max_protocol_version, extra=extra)
+
+
+async def _start(leg: Leg, address: BackendAddress, startup: bytes, negotiated: Negotiated) -> BackendLeg:
+    """Send the StartupMessage and wait for the first message that answers it."""
+    reader = backend_reader()
+    await send_to_backend(leg, startup)
+    first = await read_message(leg, reader)
+    while first.type in _AHEAD_OF_AUTHENTICATION:
+        first = await read_message(leg, reader)
+    if first.type == b"E":
+        error = parse_error_response(first.body)
+        if error.sqlstate == CANNOT_CONNECT_NOW:
+            raise BackendUnavailable(f"{address}: {error.message} (57P03)")
+    return BackendLeg(leg, address, reader, first, is_same_leaf=_is_same_leaf(leg, negotiated))
+
+
+_AHEAD_OF_AUTHENTICATION: Final = frozenset({b"v", b"N"})
+"""The backend's NegotiateProtocolVersion is ours to answer; notices there are nobody's."""
+
+
+def _is_same_leaf(leg: Leg, negotiated: Negotiated) -> bool:
+    own = negotiated.accepted.listener.leaf_der
+    return isinstance(leg, TLSLeg) and negotiated.leg.is_tls and own is not None and leg.peer_leaf_der == own

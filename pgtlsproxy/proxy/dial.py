@@ -1,0 +1,190 @@
+"""One address of a backend: dialled, encrypted, and verified before it is told anything.
+
+A backend that answers `N`, an error, nothing or two bytes to SSLRequest, or whose certificate
+does not verify, never sees a StartupMessage. What it said goes to the log alone, for whoever is
+on the path could have said it (CVE-2024-10977, CVE-2021-23222).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Final
+
+import trio
+from OpenSSL import SSL
+
+from pgtlsproxy.config import Backend
+from pgtlsproxy.errors import BackendTLSFailed, BackendUnavailable
+from pgtlsproxy.identity import printable
+from pgtlsproxy.protocol.messages import SSL_REQUEST, Message, MessageReader
+from pgtlsproxy.proxy.stages import BackendAddress
+from pgtlsproxy.tls.contexts import ALPN_PROTOCOL
+from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS, ClearLeg, Leg, LegLost, TLSLeg, connect_tls
+from pgtlsproxy.tls.verify import is_ip_address, verify_host_name
+
+WITHOUT_TLS: Final = "disable"
+TLS_IF_OFFERED: Final = "prefer"
+
+
+async def dial(address: BackendAddress, backend: Backend, context: SSL.Context | None) -> Leg:
+    """Connect to an address and make it prove itself, within connect_timeout.
+
+    Args:
+        address: where.
+        backend: what the configuration asks of it.
+        context: the TLS context; None for a Unix socket or `sslmode: disable`.
+
+    Raises:
+        BackendUnavailable: it cannot be reached in time.
+        BackendTLSFailed: it refused TLS, or it is not who it should be.
+    """
+    with trio.move_on_after(backend.connect_timeout or float("inf")):
+        sock = await _connect(address, backend)
+        try:
+            return await _encrypt(sock, address, backend, context)
+        except BaseException:
+            sock.close()
+            raise
+    raise BackendUnavailable(
+        f"{address}: no connection within {backend.connect_timeout:g} s (connect_timeout)"
+    )
+
+
+async def _connect(address: BackendAddress, backend: Backend) -> socket.socket:
+    if address.ip is None:
+        family, where = socket.AF_UNIX, address.unix_path
+    else:
+        family = socket.AF_INET6 if ":" in address.ip else socket.AF_INET
+        where = (address.ip, address.port)
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        error = sock.connect_ex(where)
+        if error == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise BackendUnavailable(f"{address}: {os.strerror(error)}")
+        if address.ip is None:
+            _check_unix_peer(sock, address, backend.requirepeer)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _check_unix_peer(sock: socket.socket, address: BackendAddress, requirepeer: str | None) -> None:
+    """A Unix socket has no certificate: its owner or its folder vouches for it, before a byte is sent."""
+    if requirepeer is None:
+        mode = Path(address.host).stat().st_mode
+        if mode & stat.S_IWOTH:
+            raise BackendTLSFailed(
+                f"{address.unix_path}: anybody may write to {address.host}, so anybody may be the server "
+                "there; set requirepeer to the operating system user that runs PostgreSQL"
+            )
+        return
+    import pwd  # noqa: PLC0415 - not on every platform that this package is imported on
+
+    uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = f"uid {uid}"
+    if name != requirepeer:
+        raise BackendTLSFailed(
+            f'{address.unix_path}: requirepeer specifies "{requirepeer}", but the server runs as "{name}"'
+        )
+
+
+async def _encrypt(
+    sock: socket.socket, address: BackendAddress, backend: Backend, context: SSL.Context | None
+) -> Leg:
+    if context is None or address.ip is None:
+        return ClearLeg(sock)
+    is_direct = backend.sslnegotiation == "direct"
+    if not is_direct and not await _ask_for_tls(sock, address, backend.sslmode):
+        return ClearLeg(sock)
+    server_name = address.host.encode("ascii", "replace") if _sends_sni(address, backend) else None
+    try:
+        leg = await connect_tls(sock, context, server_name)
+    except LegLost as error:
+        raise BackendTLSFailed(f"{address}: {error}") from None
+    _check_tls(leg, address, backend, is_direct=is_direct)
+    return leg
+
+
+def _sends_sni(address: BackendAddress, backend: Backend) -> bool:
+    return backend.sslsni and bool(address.host) and not is_ip_address(address.host)
+
+
+async def _ask_for_tls(sock: socket.socket, address: BackendAddress, sslmode: str) -> bool:
+    """Send SSLRequest, read the one byte of its answer, and leave the rest in the kernel."""
+    leg = ClearLeg(sock)
+    try:
+        await leg.send(SSL_REQUEST)
+        answer = await leg.receive(1)
+    except LegLost as error:
+        raise BackendTLSFailed(f"{address}: lost after SSLRequest: {error}") from None
+    if answer == b"S":
+        return True
+    if answer == b"N" and sslmode == TLS_IF_OFFERED:
+        return False
+    said = {
+        b"N": "the server does not support TLS",
+        b"E": "the server sent an error",
+        b"": "the server closed",
+    }
+    raise BackendTLSFailed(
+        f"{address}: {said.get(answer, f'unexpected answer {printable(answer)}')} after SSLRequest"
+    )
+
+
+def _check_tls(leg: TLSLeg, address: BackendAddress, backend: Backend, *, is_direct: bool) -> None:
+    if is_direct and leg.alpn != ALPN_PROTOCOL:
+        raise BackendTLSFailed(
+            f"{address}: direct SSL connection was established without ALPN protocol negotiation extension"
+        )
+    if backend.sslmode in {"verify-ca", "verify-full"} and (leg.peer_leaf is None or not leg.peer_chain):
+        raise BackendTLSFailed(f"{address}: the server's certificate was not verified in this handshake")
+    if backend.sslmode == "verify-full" and leg.peer_leaf is not None:
+        try:
+            verify_host_name(leg.peer_leaf, address.host)
+        except BackendTLSFailed as error:
+            raise BackendTLSFailed(f"{address}: {error.reason}") from None
+
+
+async def read_message(leg: Leg, reader: MessageReader) -> Message:
+    """The next whole message of a backend that is being logged in to.
+
+    Raises:
+        BackendMisbehaved: it is malformed or too long.
+        BackendUnavailable: the backend closed, or the connection broke.
+    """
+    try:
+        while (message := reader.next()) is None:
+            data = await leg.receive(MAX_RECORD_OCTETS)
+            if not data:
+                raise BackendUnavailable("the backend closed the connection before the login was over")
+            reader.feed(data)
+    except LegLost as error:
+        raise BackendUnavailable(f"the backend's connection broke during the login: {error}") from None
+    return message
+
+
+async def send_to_backend(leg: Leg, data: bytes) -> None:
+    """Send to a backend that is being logged in to.
+
+    Raises:
+        BackendUnavailable: the connection broke.
+    """
+    try:
+        await leg.send(data)
+    except LegLost as error:
+        raise BackendUnavailable(f"the backend's connection broke during the login: {error}") from None

@@ -1,0 +1,190 @@
+"""The only file access behind a snapshot: the YAML file, and every file that it names, as bytes.
+
+What cannot be read is kept as the reason why, so that all mistakes are reported at once and a
+reload can go on with the units that are whole.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pgtlsproxy.config import Listener, Settings, load_settings
+from pgtlsproxy.errors import ConfigError, Mistake
+from pgtlsproxy.identity import Secret, printable
+from pgtlsproxy.tls.file_access import (
+    SystemRoots,
+    UnusableFile,
+    key_file_problem,
+    read_directory,
+    read_file,
+    read_key_file,
+    system_roots,
+)
+
+PASSPHRASE_SECONDS: Final = 10.0
+"""How long ssl_passphrase_command may take."""
+
+PASSPHRASE_OCTETS: Final = 1024
+
+SYSTEM_ROOTS: Final = "system"
+
+_T = TypeVar("_T")
+Directory = tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFiles:
+    """What the files say, at one moment.
+
+    Args:
+        path: the YAML file.
+        settings: what it says; None where it cannot be used.
+        mistakes: why it cannot.
+        plain: certificates, CAs, CRLs, hba and ident files by path: their bytes, or why there are none.
+        keys: files with secrets, read under PostgreSQL's permission rule.
+        directories: CRL directories.
+        roots: the system's root certificates, where something asks for them.
+        passphrases: by listener name, what ssl_passphrase_command printed.
+    """
+
+    path: str
+    settings: Settings | None
+    mistakes: tuple[Mistake, ...]
+    plain: Mapping[str, bytes | UnusableFile] = field(repr=False)
+    keys: Mapping[str, bytes | UnusableFile] = field(repr=False)
+    directories: Mapping[str, Directory | UnusableFile] = field(repr=False)
+    roots: SystemRoots | UnusableFile | None = field(repr=False)
+    passphrases: Mapping[str, Secret | UnusableFile] = field(repr=False)
+
+
+def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
+    """Read the configuration and every file that it names.
+
+    Args:
+        path: the YAML file.
+        in_service: at a reload, the settings that are served. Their files are read where the YAML file
+            cannot be used, and passphrase commands run only where the listener lets them on a reload.
+    """
+    settings, mistakes = _read_settings(path)
+    named = settings or in_service
+    if named is None:
+        return SnapshotFiles(path, None, mistakes, {}, {}, {}, None, {})
+    plain, keys, directories = _named_files(named)
+    uid = os.geteuid()
+    wants_roots = any(backend.sslrootcert == SYSTEM_ROOTS for backend in named.backends.values())
+    return SnapshotFiles(
+        path,
+        settings,
+        mistakes,
+        {file: _attempt(lambda file=file, kind=kind: read_file(file, kind)) for file, kind in plain.items()},  # type: ignore[misc]
+        {
+            file: _attempt(lambda file=file, kind=kind: read_key_file(file, uid, kind))
+            for file, kind in keys.items()
+        },  # type: ignore[misc]
+        {
+            file: _attempt(lambda file=file, kind=kind: read_directory(file, kind))
+            for file, kind in directories.items()
+        },  # type: ignore[misc]
+        _attempt(lambda: system_roots(os.environ)) if wants_roots else None,
+        {
+            name: _attempt(lambda listener=listener: _passphrase(listener))  # type: ignore[misc]
+            for name, listener in named.listeners.items()
+            if listener.ssl_passphrase_command
+            and (in_service is None or listener.ssl_passphrase_command_supports_reload)
+        },
+    )
+
+
+def _read_settings(path: str) -> tuple[Settings | None, tuple[Mistake, ...]]:
+    try:
+        content = read_file(path, "configuration file")
+        settings = load_settings(path, content)
+        if settings.has_inline_secret:
+            problem = key_file_problem(
+                path, Path(path).stat(), os.geteuid(), "configuration file with sslpassword"
+            )
+            if problem is not None:
+                raise UnusableFile(problem)
+    except UnusableFile as error:
+        return None, (Mistake(path, str(error)),)
+    except ConfigError as error:
+        return None, tuple(error.mistakes)
+    return settings, ()
+
+
+def _attempt(action: Callable[[], _T]) -> _T | UnusableFile:
+    try:
+        return action()
+    except UnusableFile as error:
+        return error
+
+
+def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Paths and what they are: plain files, files with secrets, directories."""
+    plain: dict[str, str | None] = {}
+    keys: dict[str, str | None] = {}
+    directories: dict[str, str | None] = {}
+
+    def note(group: dict[str, str | None], path: str | None, kind: str) -> None:
+        if path is not None:
+            group[path] = kind
+
+    for listener in settings.listeners.values():
+        note(plain, listener.hba_file, "hba_file")
+        note(plain, listener.ident_file, "ident_file")
+        note(plain, listener.ssl_cert_file, "certificate file")
+        note(plain, listener.ssl_ca_file, "root certificate file")
+        note(plain, listener.ssl_crl_file, "certificate revocation list file")
+        note(plain, listener.ssl_dh_params_file, "DH parameters file")
+        note(keys, listener.ssl_key_file, "private key file")
+        note(directories, listener.ssl_crl_dir, "certificate revocation list directory")
+    for backend in settings.backends.values():
+        if backend.sslrootcert != SYSTEM_ROOTS:
+            note(plain, backend.sslrootcert, "root certificate file")
+        note(plain, backend.sslcrl, "certificate revocation list file")
+        note(directories, backend.sslcrldir, "certificate revocation list directory")
+        note(keys, backend.sslpassword_file, "password file")
+        if not backend.has_user_certificates:
+            note(plain, backend.sslcert, "certificate file")
+            note(keys, backend.sslkey, "private key file")
+    return (
+        {path: kind for path, kind in plain.items() if kind},
+        {path: kind for path, kind in keys.items() if kind},
+        {path: kind for path, kind in directories.items() if kind},
+    )
+
+
+def _passphrase(listener: Listener) -> Secret:
+    """Run ssl_passphrase_command, as PostgreSQL does: a shell command, `%p` a prompt, `%%` a percent sign.
+
+    Its first line is the passphrase. Never shown: what it prints, to either stream.
+    """
+    prompt = "Enter PEM pass phrase:"
+    command = (
+        (listener.ssl_passphrase_command or "").replace("%%", "\0").replace("%p", prompt).replace("\0", "%")
+    )
+    try:
+        finished = subprocess.run(  # noqa: S602 - a shell command by definition, written by the administrator
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=PASSPHRASE_SECONDS,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise UnusableFile(f"ssl_passphrase_command did not end within {PASSPHRASE_SECONDS:g} s") from None
+    except OSError as error:
+        raise UnusableFile(f"ssl_passphrase_command cannot be run: {error.strerror}") from None
+    if finished.returncode != 0:
+        raise UnusableFile(
+            f"ssl_passphrase_command ended with exit status {printable(str(finished.returncode))}"
+        )
+    return Secret(finished.stdout.partition(b"\n")[0].rstrip(b"\r")[:PASSPHRASE_OCTETS])

@@ -1,0 +1,96 @@
+"""Dialling every backend as a session would, to see what it is: for `check --connect`.
+
+It asks for a user that nobody has. A backend that lets such a user in without a question believes
+the proxy, and with `login: passthrough` that would be anybody.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import trio
+
+from pgtlsproxy.errors import BackendUnavailable
+from pgtlsproxy.protocol.backend import SCRAM_PLUS
+from pgtlsproxy.protocol.messages import backend_reader, parse_authentication, parse_error_response
+from pgtlsproxy.protocol.startup import NEWEST, StartupMessage, encode_startup
+from pgtlsproxy.proxy.candidates import Candidates
+from pgtlsproxy.proxy.dial import dial, read_message, send_to_backend
+from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.snapshot import BackendSnapshot
+from pgtlsproxy.proxy.stages import BackendAddress
+from pgtlsproxy.tls.stream import Leg, TLSLeg
+
+PROBE_SECONDS = 10.0
+"""How long one address may take from the dial to its first answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What one address of a backend showed.
+
+    Args:
+        backend: the backend's name.
+        address: which address.
+        problem: why sessions would fail there; None where they would not.
+        finding: what it is like: its TLS version, and what it asks of an unknown user.
+    """
+
+    backend: str
+    address: str
+    problem: str | None
+    finding: str
+
+
+async def probe(backend: BackendSnapshot, resolver: Resolver) -> list[Probed]:
+    """Dial every address of a backend."""
+    candidates = Candidates(backend.settings, resolver)
+    results = []
+    while (address := await candidates.next()) is not None:
+        results.append(await _probe_address(backend, address))
+    results += [Probed(backend.name, "", error.reason, "") for error in candidates.failures]
+    return results
+
+
+async def _probe_address(backend: BackendSnapshot, address: BackendAddress) -> Probed:
+    with trio.move_on_after(PROBE_SECONDS):
+        try:
+            leg = await dial(address, backend.settings, backend.tls_context)
+            try:
+                problem, finding = await _ask(leg, backend)
+            finally:
+                leg.close()
+        except BackendUnavailable as error:
+            return Probed(backend.name, str(address), error.reason, "")
+        encryption = leg.version if isinstance(leg, TLSLeg) else "no TLS"
+        return Probed(backend.name, str(address), problem, f"{encryption}; {finding}")
+    return Probed(backend.name, str(address), f"no answer within {PROBE_SECONDS:g} s", "")
+
+
+async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str]:
+    user = f"pgtlsproxy_check_{secrets.token_hex(4)}"
+    reader = backend_reader()
+    await send_to_backend(leg, encode_startup(StartupMessage(NEWEST, user, "postgres")))
+    message = await read_message(leg, reader)
+    while message.type not in {b"R", b"E"}:
+        message = await read_message(leg, reader)
+    if message.type == b"E":
+        error = parse_error_response(message.body)
+        return None, f"answers an unknown user with {error.sqlstate}: {error.message}"
+    request = parse_authentication(message.body)
+    if request.code == 0:
+        if backend.settings.login == "passthrough" and not backend.settings.allows_no_authentication:
+            return (
+                "it lets an unknown user in without asking for a proof: it believes the proxy, or everybody. "
+                "With login: passthrough such sessions are refused; let its pg_hba.conf ask (scram-sha-256)",
+                "asks nothing",
+            )
+        return None, "asks nothing of a session with the proxy's credential"
+    if SCRAM_PLUS in request.mechanisms:
+        return None, (
+            "asks for SCRAM with channel binding: clients with TLS to the proxy need channel_binding=disable"
+            if backend.settings.login == "passthrough"
+            else "asks for SCRAM with channel binding"
+        )
+    return None, f"asks for {', '.join(request.mechanisms) or f'authentication {request.code}'}"

@@ -1,0 +1,154 @@
+"""The process: listens, accepts, reloads on SIGHUP, ends on SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from pgtlsproxy import __version__
+from pgtlsproxy.config import TCPAddress
+from pgtlsproxy.errors import ConfigError, Mistake
+from pgtlsproxy.observability.logs import RefusalFolder
+from pgtlsproxy.proxy.cancel import Cancels
+from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.session import Services, serve_session
+from pgtlsproxy.proxy.snapshot import Reloaded, Snapshot, reload
+from pgtlsproxy.proxy.sockets import (
+    BindError,
+    ListeningSocket,
+    listen_tcp,
+    listen_unix,
+)
+
+ACCEPT_BACKOFF_SECONDS: Final = 0.1
+"""How long accepting rests when the process or the system is out of descriptors or memory."""
+
+OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+@dataclass(slots=True)
+class Server:
+    """What lives as long as the process.
+
+    Attributes:
+        snapshot: what new sessions live under; replaced whole, never changed.
+        services: what sessions share.
+        logger: where the process's own events go.
+    """
+
+    snapshot: Snapshot
+    services: Services
+    logger: FilteringBoundLogger
+
+    async def run(self, listening: Sequence[tuple[str, ListeningSocket]]) -> None:
+        """Serve until SIGTERM or SIGINT; sessions are then ended at once.
+
+        Args:
+            listening: (listener name, socket) pairs; closed when this returns.
+        """
+        try:
+            with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
+                async with trio.open_nursery() as nursery:
+                    for name, opened in listening:
+                        nursery.start_soon(self._accept, name, opened, nursery)
+                        self.logger.info("listening", listener=name, address=opened.shown)
+                    nursery.start_soon(self._flush_folded)
+                    self.logger.info("ready", version=__version__, generation=self.snapshot.generation)
+                    async for number in signals:
+                        if number == signal.SIGHUP:
+                            await self._reload()
+                            continue
+                        self.logger.info("shutting_down", signal=signal.Signals(number).name)
+                        nursery.cancel_scope.cancel()
+        finally:
+            for _, opened in listening:
+                opened.close()
+            self.services.folder.flush()
+            self.logger.info("stopped")
+
+    async def _reload(self) -> None:
+        """Build what the files now say aside, off the event loop, and swap it in."""
+        self.logger.info("reloading")
+        result: Reloaded = await trio.to_thread.run_sync(reload, self.snapshot)
+        for warning in result.warnings:
+            self.logger.warning("config_warning", warning=str(warning))
+        for mistake in result.mistakes:
+            self.logger.error("config_mistake", mistake=str(mistake))
+        self.snapshot = result.snapshot
+        if result.mistakes:
+            self.logger.error("reload_failed", generation=result.snapshot.generation, kept=list(result.kept))
+        else:
+            self.logger.info("reloaded", generation=result.snapshot.generation)
+
+    async def _flush_folded(self) -> None:
+        while True:
+            await trio.sleep(1.0)
+            self.services.folder.flush()
+
+    async def _accept(self, name: str, opened: ListeningSocket, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                sock, _ = opened.sock.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(opened.sock)
+            except OSError as error:
+                # Others (ECONNABORTED and the like) concern the one client that is gone already.
+                if error.errno in OUT_OF_RESOURCES:
+                    self.logger.error("accept_failed", listener=name, reason=error.strerror)
+                    await trio.sleep(ACCEPT_BACKOFF_SECONDS)
+            else:
+                nursery.start_soon(serve_session, sock, name, self.snapshot, self.services)
+                await trio.lowlevel.checkpoint()
+
+
+def bind(snapshot: Snapshot) -> list[tuple[str, ListeningSocket]]:
+    """Listen on every address of the configuration, or on none.
+
+    Raises:
+        ConfigError: with every address that cannot be had; the others are released.
+    """
+    opened: list[tuple[str, ListeningSocket]] = []
+    mistakes: list[Mistake] = []
+    for name, listener in snapshot.settings.listeners.items():
+        for index, address in enumerate(listener.listen):
+            try:
+                sockets = (
+                    listen_tcp(address)
+                    if isinstance(address, TCPAddress)
+                    else [listen_unix(address, listener.unix_socket_permissions, listener.unix_socket_group)]
+                )
+            except BindError as error:
+                mistakes.append(Mistake(f"{snapshot.path}: listeners.{name}.listen[{index}]", str(error)))
+            else:
+                opened.extend((name, sock) for sock in sockets)
+    if mistakes:
+        for _, sock in opened:
+            sock.close()
+        raise ConfigError(mistakes)
+    return opened
+
+
+def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
+    """Run the proxy until it is told to end.
+
+    Raises:
+        ConfigError: an address cannot be listened on.
+    """
+    listening = bind(snapshot)
+    if os.geteuid() == 0:
+        logger.warning("running_as_root", advice="let systemd, the container or setpriv drop privileges")
+
+    async def main() -> None:
+        folder = RefusalFolder(logger.info)
+        resolver = Resolver(logger)
+        services = Services(logger, folder, resolver, Cancels(logger, resolver))
+        await Server(snapshot, services, logger).run(listening)
+
+    trio.run(main)

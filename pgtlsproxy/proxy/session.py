@@ -1,0 +1,201 @@
+"""One session, from accept to end: the order of the stages. Read this first.
+
+    accept -> negotiate -> authorise -> connect -> log in -> relay
+
+Each stage takes what the one before made, and only this module knows their order. Whatever a
+session raises is caught here, counted, logged once and answered once; a bug in one session never
+touches another.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from pgtlsproxy.errors import ClientGone, DeadlineMissed, InternalError, ProxyError, TooManyConnections
+from pgtlsproxy.observability.logs import RefusalFolder, SessionLog
+from pgtlsproxy.policy.access import Grant
+from pgtlsproxy.proxy.authorise import authorise
+from pgtlsproxy.proxy.cancel import Cancels
+from pgtlsproxy.proxy.candidates import Candidates
+from pgtlsproxy.proxy.client import Client
+from pgtlsproxy.proxy.connect import connect
+from pgtlsproxy.proxy.login import BackendRefused, WrongSessionAttributes, log_in
+from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
+from pgtlsproxy.proxy.relay import relay
+from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.snapshot import Snapshot
+from pgtlsproxy.proxy.sockets import client_address, os_user
+from pgtlsproxy.proxy.stages import Accepted, BackendLeg, LoggedIn, Negotiated, SessionEnd
+from pgtlsproxy.tls.stream import TLSLeg
+
+HARD_LIMIT_MARGIN: Final = 256
+"""Connections over max_connections that are still heard, so that they get 53300 and cancels get through."""
+
+
+@dataclass(slots=True)
+class Services:
+    """What the sessions of a process share.
+
+    Attributes:
+        logger: where events go.
+        folder: what holds floods of refusals back.
+        resolver: names of backends to addresses.
+        cancels: the live sessions' cancel keys.
+        sessions: connections that are open now.
+    """
+
+    logger: FilteringBoundLogger
+    folder: RefusalFolder
+    resolver: Resolver
+    cancels: Cancels
+    sessions: int = 0
+
+
+async def serve_session(sock: socket.socket, listener: str, snapshot: Snapshot, services: Services) -> None:
+    """Run one session; nothing that a session does may stop the proxy. Closes the socket.
+
+    Args:
+        sock: what the listener accepted.
+        listener: its name.
+        snapshot: the configuration that the session lives under.
+        services: what it shares with others.
+    """
+    session = secrets.token_hex(8)
+    log = SessionLog(services.logger, services.folder, session=session, generation=snapshot.generation)
+    client = Client(sock, session)
+    services.sessions += 1
+    try:
+        await _run(session, client, listener, snapshot, services, log)
+    except* ProxyError as refusals:
+        await _refuse(_first(refusals), client, log)
+    except* Exception as failures:  # noqa: BLE001 - the session's boundary, and the only one
+        log.bug(failures)
+        await _refuse(InternalError("a bug of ours, see the event `bug` of this session"), client, log)
+    finally:
+        services.sessions -= 1
+        client.close()
+
+
+async def _run(
+    session: str, client: Client, listener: str, snapshot: Snapshot, services: Services, log: SessionLog
+) -> None:
+    """All stages, in order."""
+    accepted = await _accept(session, client, listener, snapshot, log)
+    _refuse_beyond(snapshot.settings.max_connections + HARD_LIMIT_MARGIN, services)
+    negotiated = await negotiate(accepted, client, log)
+    if isinstance(negotiated, CancelRequested):
+        await services.cancels.forward(accepted, negotiated.request)
+        await client.say_goodbye()
+        return
+    _refuse_beyond(snapshot.settings.max_connections, services)
+    with trio.move_on_at(accepted.deadline) as login:
+        grant = await authorise(negotiated, log)
+        logged_in = await _log_in(negotiated, grant, client, services, log)
+    if login.cancelled_caught:
+        raise DeadlineMissed("the login was not over in time (authentication_timeout)")
+    log.allowed()
+    try:
+        with services.cancels.registered(listener, logged_in):
+            end = await relay(logged_in)
+    finally:
+        logged_in.backend_leg.close()
+    _log_end(log, accepted, end)
+
+
+async def _accept(
+    session: str, client: Client, listener: str, snapshot: Snapshot, log: SessionLog
+) -> Accepted:
+    """Where the client comes from, and until when it must have said what."""
+    now = trio.current_time()
+    sock = client.sock
+    try:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        user = await trio.to_thread.run_sync(os_user, sock)
+        address = client_address(sock)
+    except OSError as error:
+        raise ClientGone(f"the client was gone before it was looked at: {error.strerror}") from None
+    log.note(listener=listener)
+    log.note_address(address, user)
+    return Accepted(
+        session=session,
+        sock=sock,
+        address=address,
+        os_user=user,
+        snapshot=snapshot,
+        listener=snapshot.listeners[listener],
+        accepted_at=now,
+        startup_deadline=now + snapshot.settings.startup_timeout,
+        deadline=now + snapshot.settings.authentication_timeout,
+    )
+
+
+def _refuse_beyond(limit: int, services: Services) -> None:
+    if services.sessions > limit:
+        raise TooManyConnections(f"{services.sessions} connections are open, max_connections allows {limit}")
+
+
+async def _log_in(
+    negotiated: Negotiated, grant: Grant, client: Client, services: Services, log: SessionLog
+) -> LoggedIn:
+    """Dial the backend's addresses until one takes the session; its leg is the caller's to close."""
+    settings = negotiated.accepted.snapshot.backends[grant.backend].settings
+    candidates = Candidates(settings, services.resolver)
+    while True:
+        backend = await connect(negotiated, grant, candidates)
+        _note_backend(log, backend)
+        try:
+            return await log_in(negotiated, grant, backend, client, log)
+        except WrongSessionAttributes as error:
+            backend.leg.close()
+            candidates.failed(error)
+        except BaseException:
+            backend.leg.close()
+            raise
+
+
+def _note_backend(log: SessionLog, backend: BackendLeg) -> None:
+    local = backend.leg.sock.getsockname()
+    log.note(
+        backend_addr=str(backend.address),
+        # What pg_stat_activity shows as client_port: it joins the server's log to this one.
+        backend_local_port=local[1] if isinstance(local, tuple) else None,
+        backend_tls_version=backend.leg.version if isinstance(backend.leg, TLSLeg) else None,
+    )
+
+
+def _log_end(log: SessionLog, accepted: Accepted, end: SessionEnd) -> None:
+    log.ended(
+        end.kind,
+        end.reason,
+        bytes_from_client=end.bytes_from_client,
+        bytes_from_backend=end.bytes_from_backend,
+        seconds=trio.current_time() - accepted.accepted_at,
+    )
+
+
+async def _refuse(error: ProxyError, client: Client, log: SessionLog) -> None:
+    """Log a refusal once, and tell the client once, unless the backend has."""
+    sqlstate = error.backend_sqlstate if isinstance(error, BackendRefused) else error.sqlstate
+    if log.is_decided:
+        return
+    if isinstance(error, ClientGone) and not client.has_spoken:
+        return  # a look at the port: nothing was asked, nothing is decided
+    log.refused(error.kind, sqlstate, error.reason)
+    await client.answer(error)
+
+
+def _first(group: BaseExceptionGroup[ProxyError]) -> ProxyError:
+    """The first failure of a group. What follows it is a consequence."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ProxyError)  # noqa: S101 - narrows the type
+    return error

@@ -1,0 +1,285 @@
+"""The configuration in service: built aside from bytes, tested, and swapped as one reference.
+
+A reload is judged in units, as PostgreSQL judges hba, ident and TLS apart: the policy of one
+listener, each certificate with its key, each set of CA and CRLs. A unit that does not load keeps
+its old content and the others move, so that one team's typo never keeps a renewed certificate or
+a CRL out. At start there is nothing to keep, and every mistake is fatal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL
+
+from pgtlsproxy.config import Backend, Listener, Settings
+from pgtlsproxy.errors import ConfigError, Mistake
+from pgtlsproxy.policy.access import Rules
+from pgtlsproxy.proxy.files import SnapshotFiles, read
+from pgtlsproxy.proxy.units import Units, backend_options
+from pgtlsproxy.proxy.user_certificates import UserCertificates
+from pgtlsproxy.tls.contexts import KeyPair, Trust
+
+_S = TypeVar("_S")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSnapshot:
+    """A listener as it is served.
+
+    Args:
+        name: its name.
+        settings: its settings.
+        rules: its policy.
+        pair: its certificate and key; None with `ssl: off`.
+        trust: who vouches for its clients; None without ssl_ca_file.
+        tls_context: None with `ssl: off`.
+    """
+
+    name: str
+    settings: Listener
+    rules: Rules
+    pair: KeyPair | None
+    trust: Trust | None
+    tls_context: SSL.Context | None = field(repr=False)
+
+    @property
+    def leaf_der(self) -> bytes | None:
+        """The certificate that clients see, as SCRAM's channel binding hashes it."""
+        return None if self.pair is None else self.pair.leaf.public_bytes(Encoding.DER)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSnapshot:
+    """A backend as it is dialled.
+
+    Args:
+        name: its name.
+        settings: its settings.
+        pair: the proxy's certificate for it; None without, or with one a user.
+        trust: who vouches for it; None where nothing is verified.
+        tls_context: None where no TLS is spoken.
+        users: one certificate a user, where sslcert says `{user}`.
+    """
+
+    name: str
+    settings: Backend
+    pair: KeyPair | None
+    trust: Trust | None
+    tls_context: SSL.Context | None = field(repr=False)
+    users: UserCertificates | None = field(repr=False, default=None)
+
+    async def context_for(self, user: str) -> SSL.Context | None:
+        """The context to dial with for a user.
+
+        Raises:
+            BackendUnavailable: the user has no certificate that will do.
+        """
+        return self.tls_context if self.users is None else await self.users.context_for(user)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole configuration in service.
+
+    Args:
+        path: the YAML file.
+        generation: counts the snapshots of this process from 1; every session logs it.
+        settings: the settings that are not a listener's or a backend's.
+        listeners: by name.
+        backends: by name.
+        loaded_at: Unix time of its making.
+    """
+
+    path: str
+    generation: int
+    settings: Settings
+    listeners: Mapping[str, ListenerSnapshot]
+    backends: Mapping[str, BackendSnapshot]
+    loaded_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What came of a reload.
+
+    Args:
+        snapshot: what is to be served now; the old one where nothing could be taken.
+        mistakes: what could not be.
+        warnings: what could, but deserves a look.
+        kept: the units that keep their old content.
+    """
+
+    snapshot: Snapshot
+    mistakes: tuple[Mistake, ...]
+    warnings: tuple[Mistake, ...]
+    kept: tuple[str, ...]
+
+
+def load(path: str) -> Reloaded:
+    """Read and build the configuration for the first time.
+
+    Raises:
+        ConfigError: with every mistake in it.
+    """
+    return build(read(path), None)
+
+
+def reload(in_service: Snapshot) -> Reloaded:
+    """Read and build it anew, beside the one in service. Never raises what a file can cause."""
+    return build(read(in_service.path, in_service=in_service.settings), in_service)
+
+
+def build(files: SnapshotFiles, in_service: Snapshot | None) -> Reloaded:
+    """Make a snapshot of what the files say; no file is touched.
+
+    Args:
+        files: what they say.
+        in_service: what a unit that does not load keeps; None at start.
+
+    Raises:
+        ConfigError: at start, with every mistake.
+    """
+    return _Builder(files, in_service).build()
+
+
+class _Builder:
+    """Builds every unit, and keeps the old one of those that do not load."""
+
+    def __init__(self, files: SnapshotFiles, in_service: Snapshot | None) -> None:
+        self._files = files
+        self._old = in_service
+        self._mistakes = list(files.mistakes)
+        self._warnings: list[Mistake] = []
+        self._units = Units(files, self._warnings.append)
+        self._kept: list[str] = []
+
+    def build(self) -> Reloaded:
+        settings = self._settings()
+        old = self._old
+        backends = self._each(settings.backends, self._backend, old.backends if old else {})
+        listeners = self._each(settings.listeners, self._listener, old.listeners if old else {})
+        if old is None and self._mistakes:
+            raise ConfigError(self._mistakes)
+        if old is not None:
+            self._warnings.extend(restart_warnings(self._files.path, old.settings, settings))
+        generation = 1 if old is None else old.generation + 1
+        snapshot = Snapshot(self._files.path, generation, settings, listeners, backends, time.time())
+        return Reloaded(snapshot, tuple(self._mistakes), tuple(self._warnings), tuple(self._kept))
+
+    def _settings(self) -> Settings:
+        if self._files.settings is not None:
+            self._warnings.extend(self._files.settings.warnings)
+            return self._files.settings
+        if self._old is None:
+            raise ConfigError(self._mistakes)
+        self._kept.append(self._files.path)
+        return self._old.settings
+
+    def _each(
+        self,
+        settings: Mapping[str, _S],
+        make: Callable[[str, _S, _T | None], _T | None],
+        old: Mapping[str, _T],
+    ) -> dict[str, _T]:
+        """Make each. What is no longer in the file lives on until a restart: its sockets are still open."""
+        made = {name: make(name, entry, old.get(name)) for name, entry in settings.items()}
+        return {**old, **{name: entry for name, entry in made.items() if entry is not None}}
+
+    def _unit(self, name: str, make: Callable[[], _T], old: _T | None) -> _T | None:
+        try:
+            return make()
+        except ConfigError as error:
+            self._mistakes.extend(error.mistakes)
+            if old is not None:
+                self._kept.append(name)
+            return old
+
+    def _listener(
+        self, name: str, settings: Listener, old: ListenerSnapshot | None
+    ) -> ListenerSnapshot | None:
+        units, kept_policy = self._units, (old.settings, old.rules) if old else None
+        if self._files.settings is None:
+            policy = kept_policy  # a YAML file that cannot be used moves no policy
+        else:
+            policy = self._unit(
+                f"policy of listener {name}", lambda: (settings, units.rules(name, settings)), kept_policy
+            )
+        pair = trust = context = None
+        if settings.ssl:
+            pair = self._unit(
+                f"certificate of listener {name}",
+                lambda: units.server_pair(name, settings, old.pair if old else None),
+                old.pair if old else None,
+            )
+            trust = self._unit(
+                f"CA of listener {name}",
+                lambda: units.client_trust(name, settings),
+                old.trust if old else None,
+            )
+            has_lost_trust = settings.ssl_ca_file is not None and trust is None
+            if pair is None or has_lost_trust:
+                return None
+            context = self._unit(
+                f"TLS settings of listener {name}",
+                lambda: units.server_context(name, settings, pair, trust),
+                old.tls_context if old else None,
+            )
+        if policy is None or (settings.ssl and context is None):
+            return None
+        return ListenerSnapshot(name, *policy, pair, trust, context)
+
+    def _backend(self, name: str, settings: Backend, old: BackendSnapshot | None) -> BackendSnapshot | None:
+        units = self._units
+        trust = self._unit(
+            f"CA of backend {name}", lambda: units.backend_trust(name, settings), old.trust if old else None
+        )
+        pair = self._unit(
+            f"certificate of backend {name}",
+            lambda: units.backend_pair(name, settings),
+            old.pair if old else None,
+        )
+        if (settings.sslrootcert is not None and trust is None) or (
+            settings.sslcert is not None and not settings.has_user_certificates and pair is None
+        ):
+            return old
+        context = self._unit(
+            f"TLS settings of backend {name}",
+            lambda: units.backend_context(name, settings, pair, trust),
+            old.tls_context if old else None,
+        )
+        if settings.sslmode != "disable" and context is None:
+            return old
+        users = (
+            UserCertificates(settings, backend_options(settings), trust)
+            if settings.has_user_certificates
+            else None
+        )
+        return BackendSnapshot(name, settings, pair, trust, context, users)
+
+
+def restart_warnings(path: str, old: Settings, new: Settings) -> list[Mistake]:
+    """What has changed and takes effect at the next start only."""
+    what = "changed; this takes effect at the next start"
+    warnings = [
+        Mistake(f"{path}: listeners.{name}", "is new; it is listened on from the next start on")
+        for name in new.listeners.keys() - old.listeners.keys()
+    ]
+    warnings += [
+        Mistake(f"{path}: listeners.{name}", "was removed; it is served until the next start")
+        for name in old.listeners.keys() - new.listeners.keys()
+    ]
+    for name in old.listeners.keys() & new.listeners.keys():
+        warnings += [
+            Mistake(f"{path}: listeners.{name}.{key}", what)
+            for key in ("listen", "unix_socket_permissions", "unix_socket_group")
+            if getattr(old.listeners[name], key) != getattr(new.listeners[name], key)
+        ]
+    if old.log != new.log:
+        warnings.append(Mistake(f"{path}: log", what))
+    return warnings

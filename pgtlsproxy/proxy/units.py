@@ -1,0 +1,261 @@
+"""The units of a snapshot: from the bytes of a few files to one policy, key pair, trust or context.
+
+Each function makes one unit, raises ConfigError with every mistake in it, and touches no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cryptography import x509
+from OpenSSL import SSL
+
+from pgtlsproxy.config import Backend, Listener
+from pgtlsproxy.errors import ConfigError, Mistake
+from pgtlsproxy.identity import Secret
+from pgtlsproxy.policy.access import Login, Rules
+from pgtlsproxy.policy.hba import parse_hba
+from pgtlsproxy.policy.ident import IdentMaps, parse_ident
+from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_soundness
+from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
+from pgtlsproxy.tls import contexts
+from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions, Trust
+from pgtlsproxy.tls.file_access import UnusableFile
+from pgtlsproxy.tls.files import (
+    certificate_chain,
+    chain_warnings,
+    key_pair,
+    private_key,
+    revocation_lists,
+    revocation_lists_in_directory,
+    trusted_certificates,
+)
+
+
+class Units:
+    """Makes units out of what was read.
+
+    Args:
+        files: what was read.
+        warn: told of what can be used, but deserves a look.
+    """
+
+    def __init__(self, files: SnapshotFiles, warn: Callable[[Mistake], None]) -> None:
+        self._files = files
+        self._warn = warn
+
+    def rules(self, name: str, listener: Listener) -> Rules:
+        """The policy of a listener, held against the one rule for every line in it."""
+        settings = self._files.settings
+        assert settings is not None  # noqa: S101 - policies are made of a YAML file that can be used
+        backend = settings.backends[listener.backend]
+        mistakes: list[Mistake] = []
+        hba = ident = None
+        try:
+            hba = parse_hba(listener.hba_file, self._plain(f"listeners.{name}.hba_file", listener.hba_file))
+        except ConfigError as error:
+            mistakes.extend(error.mistakes)
+        try:
+            ident = self._ident(name, listener)
+        except ConfigError as error:
+            mistakes.extend(error.mistakes)
+        if hba is None or ident is None:
+            raise ConfigError(mistakes)
+        rules = Rules(
+            listener=name,
+            backend=listener.backend,
+            hba=hba,
+            ident=ident,
+            plaintext_from=listener.plaintext_from,
+            login=Login(backend.login),
+            own_credential=backend.uses_own_credential,
+            reserved_users=frozenset(backend.reserved_users),
+            require_auth_none=backend.allows_no_authentication,
+        )
+        transports = ListenerTransports(
+            unix=listener.has_unix,
+            tcp=listener.has_tcp,
+            tls=listener.ssl,
+            has_client_ca=listener.ssl_ca_file is not None,
+        )
+        facts = BackendFacts(sslcert=backend.sslcert is not None, unix_socket=backend.has_unix_host)
+        found = check_soundness(rules, transports, facts)
+        for warning in found.warnings:
+            self._warn(warning)
+        if found.mistakes:
+            raise ConfigError(found.mistakes)
+        return rules
+
+    def _ident(self, name: str, listener: Listener) -> IdentMaps:
+        if listener.ident_file is None:
+            return parse_ident("no ident_file", b"")
+        return parse_ident(
+            listener.ident_file, self._plain(f"listeners.{name}.ident_file", listener.ident_file)
+        )
+
+    def server_pair(self, name: str, listener: Listener, in_service: KeyPair | None) -> KeyPair:
+        """The certificate and key of a listener.
+
+        Args:
+            name: the listener's name.
+            listener: its settings.
+            in_service: the pair that is served now. Where only the passphrase is missing, because its
+                command does not run at a reload, and the certificate is the same, it serves on.
+        """
+        where = f"listeners.{name}"
+        cert_file, key_file = listener.ssl_cert_file or "", listener.ssl_key_file or ""
+        try:
+            chain = certificate_chain(self._plain(f"{where}.ssl_cert_file", cert_file), cert_file)
+        except UnusableFile as error:
+            raise self._mistake(f"{where}.ssl_cert_file", error) from None
+        for warning in chain_warnings(chain, cert_file):
+            self._warn(Mistake(f"{self._files.path}: {where}.ssl_cert_file", warning))
+        content = self._key(f"{where}.ssl_key_file", key_file)
+        passphrase = self._files.passphrases.get(name)
+        if isinstance(passphrase, UnusableFile):
+            raise self._mistake(f"{where}.ssl_passphrase_command", passphrase)
+        needs_command = listener.ssl_passphrase_command is not None and passphrase is None
+        if needs_command and in_service is not None and in_service.chain == chain:
+            return in_service
+        try:
+            key = private_key(content, key_file, passphrase)
+            return key_pair(chain, key, certificate_file=cert_file, key_file=key_file)
+        except UnusableFile:
+            if needs_command:
+                error = UnusableFile(
+                    f'private key file "{key_file}" cannot be reloaded because it requires a passphrase; '
+                    "set ssl_passphrase_command_supports_reload"
+                )
+            raise self._mistake(f"{where}.ssl_key_file", error) from None
+
+    def client_trust(self, name: str, listener: Listener) -> Trust | None:
+        """Who vouches for the clients of a listener; None where nobody is asked for a certificate."""
+        return self._trust(
+            f"listeners.{name}",
+            ("ssl_ca_file", listener.ssl_ca_file),
+            ("ssl_crl_file", listener.ssl_crl_file),
+            ("ssl_crl_dir", listener.ssl_crl_dir),
+        )
+
+    def server_context(
+        self, name: str, listener: Listener, pair: KeyPair, trust: Trust | None
+    ) -> SSL.Context:
+        """The TLS context of a listener."""
+        where = f"listeners.{name}"
+        options = TLSOptions(
+            min_protocol_version=listener.ssl_min_protocol_version,
+            max_protocol_version=listener.ssl_max_protocol_version,
+            ciphers=listener.ssl_ciphers,
+            tls13_ciphers=listener.ssl_tls13_ciphers,
+            groups=listener.ssl_groups or contexts.DEFAULT_CLIENT_GROUPS,
+            prefer_server_ciphers=listener.ssl_prefer_server_ciphers,
+            dh_params=(
+                self._plain(f"{where}.ssl_dh_params_file", listener.ssl_dh_params_file)
+                if listener.ssl_dh_params_file is not None
+                else None
+            ),
+        )
+        try:
+            return contexts.server_context(pair, trust, options)
+        except ContextError as error:
+            raise ConfigError(error.located(f"{self._files.path}: {where}")) from None
+
+    def backend_trust(self, name: str, backend: Backend) -> Trust | None:
+        """Who vouches for a backend; None where nothing is verified."""
+        return self._trust(
+            f"backends.{name}",
+            ("sslrootcert", backend.sslrootcert),
+            ("sslcrl", backend.sslcrl),
+            ("sslcrldir", backend.sslcrldir),
+        )
+
+    def backend_pair(self, name: str, backend: Backend) -> KeyPair | None:
+        """The proxy's certificate for a backend; None without, or with one a user."""
+        if backend.sslcert is None or backend.sslkey is None or backend.has_user_certificates:
+            return None
+        where = f"backends.{name}"
+        passphrase = backend.sslpassword
+        if backend.sslpassword_file is not None:
+            content = self._key(f"{where}.sslpassword_file", backend.sslpassword_file)
+            passphrase = Secret(content.partition(b"\n")[0].rstrip(b"\r"))
+        try:
+            chain = certificate_chain(self._plain(f"{where}.sslcert", backend.sslcert), backend.sslcert)
+            key = private_key(self._key(f"{where}.sslkey", backend.sslkey), backend.sslkey, passphrase)
+            return key_pair(chain, key, certificate_file=backend.sslcert, key_file=backend.sslkey)
+        except UnusableFile as error:
+            raise self._mistake(f"{where}.sslcert", error) from None
+
+    def backend_context(
+        self, name: str, backend: Backend, pair: KeyPair | None, trust: Trust | None
+    ) -> SSL.Context | None:
+        """The TLS context of a backend; None where no TLS is spoken."""
+        if backend.sslmode == "disable":
+            return None
+        try:
+            return contexts.backend_context(pair, trust, backend_options(backend))
+        except ContextError as error:
+            names = {"ssl_ciphers": "ssl_min_protocol_version"}
+            raise ConfigError(error.located(f"{self._files.path}: backends.{name}", names)) from None
+
+    def _trust(
+        self,
+        where: str,
+        anchors: tuple[str, str | None],
+        crl: tuple[str, str | None],
+        crl_dir: tuple[str, str | None],
+    ) -> Trust | None:
+        key, path = anchors
+        if path is None:
+            return None
+        try:
+            trusted = trusted_certificates(self._anchors(f"{where}.{key}", path), path)
+        except UnusableFile as error:
+            raise self._mistake(f"{where}.{key}", error) from None
+        lists: list[x509.CertificateRevocationList] = []
+        key, path = crl
+        try:
+            if path is not None:
+                lists.extend(revocation_lists(self._plain(f"{where}.{key}", path), path))
+            key, path = crl_dir
+            if path is not None:
+                lists.extend(revocation_lists_in_directory(self._directory(f"{where}.{key}", path), path))
+        except UnusableFile as error:
+            raise self._mistake(f"{where}.{key}", error) from None
+        return Trust(trusted, tuple(lists), check_crls=crl[1] is not None or crl_dir[1] is not None)
+
+    def _anchors(self, where: str, path: str) -> bytes:
+        if path != SYSTEM_ROOTS:
+            return self._plain(where, path)
+        roots = self._files.roots
+        if roots is None or isinstance(roots, UnusableFile):
+            raise self._mistake(where, roots or UnusableFile("the system's root certificates were not read"))
+        return roots.content
+
+    def _plain(self, where: str, path: str) -> bytes:
+        return self._read(where, self._files.plain[path])
+
+    def _key(self, where: str, path: str) -> bytes:
+        return self._read(where, self._files.keys[path])
+
+    def _directory(self, where: str, path: str) -> Directory:
+        found = self._files.directories[path]
+        if isinstance(found, UnusableFile):
+            raise self._mistake(where, found)
+        return found
+
+    def _read(self, where: str, found: bytes | UnusableFile) -> bytes:
+        if isinstance(found, UnusableFile):
+            raise self._mistake(where, found)
+        return found
+
+    def _mistake(self, where: str, error: UnusableFile) -> ConfigError:
+        return ConfigError([Mistake(f"{self._files.path}: {where}", str(error))])
+
+
+def backend_options(backend: Backend) -> TLSOptions:
+    """What a backend's TLS settings ask of OpenSSL."""
+    return TLSOptions(
+        min_protocol_version=backend.ssl_min_protocol_version,
+        max_protocol_version=backend.ssl_max_protocol_version,
+        groups=contexts.DEFAULT_BACKEND_GROUPS,
+    )

@@ -1,0 +1,203 @@
+"""What a certificate says: its names as PostgreSQL reads them, its validity, its channel binding hash."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from pgtlsproxy import identity
+from pgtlsproxy.errors import ClientCertificateRefused
+from pgtlsproxy.tls import distinguished_name
+from pgtlsproxy.tls.der import (
+    INTEGER,
+    SEQUENCE,
+    Element,
+    MalformedDER,
+    elements,
+    object_identifier,
+    sole_element,
+)
+from pgtlsproxy.tls.distinguished_name import Attribute
+
+EXPIRY_WARNING: Final = timedelta(days=30)
+"""A certificate with less than this left, and less than a third of its lifetime, deserves a warning."""
+
+MAX_ALTERNATIVE_NAMES_SHOWN: Final = 50
+MAX_ALTERNATIVE_NAME_CHARACTERS: Final = 256
+
+_VERSION: Final = 0xA0
+_EXTENSIONS: Final = 0xA3
+_OCTET_STRING: Final = 0x04
+_SUBJECT_ALT_NAME: Final = "2.5.29.17"
+
+
+class NameKind(enum.Enum):
+    """The kinds of subjectAltName that we read; the value is the tag in GeneralName (RFC 5280 4.2.1.6)."""
+
+    EMAIL = 0x81
+    DNS = 0x82
+    URI = 0x86
+    IP = 0x87
+
+
+@dataclass(frozen=True, slots=True)
+class AlternativeName:
+    """One subjectAltName, raw.
+
+    Args:
+        kind: what it names.
+        value: its octets; for an IP address 4 or 16 of them where the issuer made no mistake.
+    """
+
+    kind: NameKind
+    value: bytes
+
+    def shown(self) -> str:
+        """Its text without its kind, printable and capped."""
+        if self.kind is NameKind.IP and len(self.value) in (4, 16):
+            return str(ipaddress.ip_address(self.value))
+        text = self.value.hex() if self.kind is NameKind.IP else self.value
+        return identity.printable(text, MAX_ALTERNATIVE_NAME_CHARACTERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The fields of a certificate that name somebody, as encoded.
+
+    Args:
+        serial: the serial number.
+        issuer, subject: the distinguished names.
+        alternative: the subjectAltNames of the kinds we read; None where the certificate has no
+            such extension at all.
+    """
+
+    serial: int
+    issuer: tuple[Attribute, ...]
+    subject: tuple[Attribute, ...]
+    alternative: tuple[AlternativeName, ...] | None
+
+
+def read_names(certificate: x509.Certificate) -> Names:
+    """Read the names out of the signed bytes, without a decoder that could refuse or change them.
+
+    Raises:
+        MalformedDER: the certificate is not the structure of RFC 5280 4.1.
+    """
+    fields = list(elements(sole_element(certificate.tbs_certificate_bytes, SEQUENCE).content))
+    if fields and fields[0].tag == _VERSION:
+        del fields[0]
+    if len(fields) < 6 or fields[0].tag != INTEGER:
+        raise MalformedDER("expected a TBSCertificate")
+    serial, _signature, issuer, _validity, subject, _key, *rest = fields
+    return Names(
+        int.from_bytes(serial.content, signed=True),
+        distinguished_name.parse(issuer.encoding),
+        distinguished_name.parse(subject.encoding),
+        _alternative_names(rest),
+    )
+
+
+def describe(certificate: x509.Certificate) -> identity.Certificate:
+    """Reduce a verified certificate to what policy and logs ask of it.
+
+    Raises:
+        ClientCertificateRefused: its names cannot be read, or a commonName has a NUL in it, which
+            other readers take for its end (CVE-2009-4034). A BMPString or UniversalString
+            commonName always has one. PostgreSQL refuses these at the same place, whatever pg_hba
+            says (`be_tls_open_server`).
+    """
+    try:
+        names = read_names(certificate)
+        dn, issuer_dn = (distinguished_name.rfc2253(name) for name in (names.subject, names.issuer))
+    except MalformedDER as error:
+        raise ClientCertificateRefused(f"the names in the certificate cannot be read: {error}") from None
+    common_names = distinguished_name.common_names(names.subject)
+    if any(b"\0" in name for name in common_names):
+        raise ClientCertificateRefused("SSL certificate's common name contains embedded null")
+    return identity.Certificate(
+        common_names=tuple(identity.decode_name(name) for name in common_names),
+        dn=dn,
+        issuer_dn=issuer_dn,
+        serial=names.serial,
+        sha256=certificate.fingerprint(SHA256()).hex(),
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+        subject_alt_names=tuple(_labelled(names.alternative or ())),
+    )
+
+
+def days_left(certificate: identity.Certificate, now: datetime) -> int:
+    """Whole days until the certificate expires; negative when it has.
+
+    Args:
+        certificate: whose validity.
+        now: an aware datetime.
+    """
+    return (certificate.not_after - now) // timedelta(days=1)
+
+
+def expires_soon(certificate: identity.Certificate, now: datetime) -> bool:
+    """Whether the certificate has expired or needs renewal.
+
+    Under 30 days and under a third of the lifetime, so that certificates that live for a day do not
+    warn from their first minute on.
+    """
+    lifetime = certificate.not_after - certificate.not_before
+    return certificate.not_after - now < min(EXPIRY_WARNING, lifetime / 3)
+
+
+def end_point_hash_name(certificate: x509.Certificate) -> str | None:
+    """The hash of `tls-server-end-point` for a server's leaf, as hashlib names it.
+
+    It is the hash of the certificate's signature; SHA-256 instead of MD5 and SHA-1 (RFC 5929 4.1).
+
+    Returns:
+        None where the signature has no hash of its own (Ed25519, Ed448): then neither PostgreSQL
+        nor libpq can bind to this certificate.
+    """
+    try:
+        algorithm = certificate.signature_hash_algorithm
+    except (UnsupportedAlgorithm, ValueError):
+        return None
+    if algorithm is None:
+        return None
+    return "sha256" if algorithm.name in ("md5", "sha1") else algorithm.name.replace("-", "_")
+
+
+def _alternative_names(fields: list[Element]) -> tuple[AlternativeName, ...] | None:
+    extensions = [field for field in fields if field.tag == _EXTENSIONS]
+    if not extensions:
+        return None
+    found: list[bytes] = []
+    for extension in elements(sole_element(extensions[0].content, SEQUENCE).content):
+        parts = list(elements(extension.content))
+        if len(parts) < 2:
+            raise MalformedDER("expected an extension and its value")
+        if object_identifier(parts[0]) == _SUBJECT_ALT_NAME:
+            found.append(sole_element(parts[-1].encoding, _OCTET_STRING).content)
+    if len(found) > 1:
+        raise MalformedDER("two subjectAltName extensions")
+    if not found:
+        return None
+    known = {kind.value: kind for kind in NameKind}
+    return tuple(
+        AlternativeName(known[name.tag], name.content)
+        for name in elements(sole_element(found[0], SEQUENCE).content)
+        if name.tag in known
+    )
+
+
+def _labelled(names: tuple[AlternativeName, ...]) -> Iterator[str]:
+    labels = {NameKind.EMAIL: "email"}
+    for name in names[:MAX_ALTERNATIVE_NAMES_SHOWN]:
+        yield f"{labels.get(name.kind, name.kind.name)}:{name.shown()}"
+    if len(names) > MAX_ALTERNATIVE_NAMES_SHOWN:
+        yield f"... {len(names) - MAX_ALTERNATIVE_NAMES_SHOWN} more"

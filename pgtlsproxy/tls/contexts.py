@@ -1,0 +1,359 @@
+"""OpenSSL contexts, built from memory: one a listener, one a backend, new ones at every reload.
+
+A context is never changed once a connection has used it. What every context here has in common:
+no session tickets, no session cache, no renegotiation, no compression, no early data. A resumed
+session would skip the verification of its certificate, so none may be resumed; PostgreSQL's own
+server does the same (`be_tls_init` in be-secure-openssl.c).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from OpenSSL import SSL, crypto
+
+from pgtlsproxy.errors import Mistake
+
+from . import openssl
+
+ALPN_PROTOCOL: Final = b"postgresql"
+
+DEFAULT_CIPHERS: Final = "HIGH:MEDIUM:+3DES:!aNULL"
+"""postgresql.conf's default for `ssl_ciphers`. It rules TLS 1.2 alone."""
+
+DEFAULT_CLIENT_GROUPS: Final = "X25519:prime256v1"
+"""postgresql.conf's default for `ssl_groups`."""
+
+DEFAULT_BACKEND_GROUPS: Final = "prime256v1:X25519"
+"""P-256 first: PostgreSQL before 18 takes nothing else, and would answer with HelloRetryRequest."""
+
+PROTOCOL_VERSIONS: Final = {
+    "TLSv1": SSL.TLS1_VERSION,
+    "TLSv1.1": SSL.TLS1_1_VERSION,
+    "TLSv1.2": SSL.TLS1_2_VERSION,
+    "TLSv1.3": SSL.TLS1_3_VERSION,
+}
+"""The names that postgresql.conf and libpq use, in ascending order."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A private key and its certificate chain, leaf first."""
+
+    chain: tuple[x509.Certificate, ...]
+    key: PrivateKeyTypes = field(repr=False)
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """The certificate of the key."""
+        return self.chain[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Who is believed: the anchors, and what they have revoked.
+
+    Args:
+        anchors: the certificates of ssl_ca_file or sslrootcert.
+        crls: revocation lists.
+        check_crls: whether every certificate of a chain needs a CRL that vouches for it. Set
+            whenever a CRL setting is given, so that an empty CRL directory refuses.
+    """
+
+    anchors: tuple[x509.Certificate, ...]
+    crls: tuple[x509.CertificateRevocationList, ...] = ()
+    check_crls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TLSOptions:
+    """What a leg's TLS settings ask of OpenSSL, in the spelling of postgresql.conf.
+
+    Args:
+        min_protocol_version, max_protocol_version: a key of PROTOCOL_VERSIONS; None leaves the end open.
+        ciphers: an OpenSSL cipher list for TLS 1.2.
+        tls13_ciphers: suites of TLS 1.3, joined by colons; empty for OpenSSL's default.
+        groups: key exchange groups, joined by colons.
+        prefer_server_ciphers: whether the order of the server decides.
+        dh_params: PEM of Diffie-Hellman parameters; None for none, and then no DHE suite works.
+    """
+
+    min_protocol_version: str = "TLSv1.2"
+    max_protocol_version: str | None = None
+    ciphers: str = DEFAULT_CIPHERS
+    tls13_ciphers: str = ""
+    groups: str = DEFAULT_CLIENT_GROUPS
+    prefer_server_ciphers: bool = True
+    dh_params: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class HandshakeRecord:
+    """What the verification of one connection noticed, for the log. It decides nothing.
+
+    Set as the connection's app data before the handshake.
+
+    Args:
+        verify_error: OpenSSL's error number, 0 when none.
+        verify_depth: where in the chain, 0 is the leaf.
+        certificate: the certificate that did not verify.
+    """
+
+    verify_error: int = 0
+    verify_depth: int = 0
+    certificate: x509.Certificate | None = None
+
+
+class NoCommonALPN(Exception):
+    """The client offered ALPN protocols and `postgresql` was not among them."""
+
+
+class ContextError(Exception):
+    """A context cannot be built. `mistakes` are (setting, what is wrong) pairs."""
+
+    def __init__(self, mistakes: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{key}: {what}" for key, what in mistakes))
+        self.mistakes = tuple(mistakes)
+
+    def located(self, where: str, names: dict[str, str] | None = None) -> list[Mistake]:
+        """The mistakes as the configuration reports them, under the key path `where`."""
+        return [Mistake(f"{where}.{(names or {}).get(key, key)}", what) for key, what in self.mistakes]
+
+
+def server_context(pair: KeyPair, trust: Trust | None, options: TLSOptions) -> SSL.Context:
+    """The context of a listener.
+
+    Client certificates are requested where there is a trust, verified when given, and never
+    required here: pg_hba decides that later, as in PostgreSQL.
+
+    Raises:
+        ContextError: with every setting that OpenSSL refuses, or would have ignored in silence.
+    """
+    context = _base_context(SSL.TLS_SERVER_METHOD)
+    mistakes = [*_apply_options(context, options), *_apply_pair(context, pair, "ssl_key_file")]
+    if trust is None:
+        context.set_verify(SSL.VERIFY_NONE, None)
+    else:
+        _apply_trust(context, trust)
+        for anchor in trust.anchors:
+            # Java and .NET choose their certificate by the list of acceptable issuers.
+            context.add_client_ca(anchor)
+    context.set_session_id(b"pgtlsproxy")
+    context.set_alpn_select_callback(_select_alpn)
+    if options.dh_params is not None:
+        mistakes.extend(_apply_dh_params(context, options.dh_params))
+    if mistakes:
+        raise ContextError(mistakes)
+    handshake_with_itself(context, options)
+    return context
+
+
+def backend_context(pair: KeyPair | None, trust: Trust | None, options: TLSOptions) -> SSL.Context:
+    """The context towards a backend. Without a trust nothing is verified (sslmode below verify-ca).
+
+    The host name is not checked here: `tls.verify` does it after the handshake.
+
+    Raises:
+        ContextError: as `server_context`.
+    """
+    context = _base_context(SSL.TLS_CLIENT_METHOD)
+    mistakes = _apply_options(context, options)
+    if pair is not None:
+        mistakes.extend(_apply_pair(context, pair, "sslkey"))
+    if trust is None:
+        context.set_verify(SSL.VERIFY_NONE, None)
+    else:
+        _apply_trust(context, trust)
+    context.set_alpn_protos([ALPN_PROTOCOL])
+    if mistakes:
+        raise ContextError(mistakes)
+    return context
+
+
+def _base_context(method: int) -> SSL.Context:
+    context = SSL.Context(method)
+    context.set_options(
+        SSL.OP_NO_TICKET
+        | SSL.OP_NO_COMPRESSION
+        | SSL.OP_NO_RENEGOTIATION
+        | SSL.OP_SINGLE_DH_USE
+        | SSL.OP_SINGLE_ECDH_USE
+    )
+    # OP_NO_TICKET alone leaves TLS 1.3's stateful tickets, which do resume.
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    return context
+
+
+def _apply_options(context: SSL.Context, options: TLSOptions) -> list[tuple[str, str]]:
+    mistakes: list[tuple[str, str]] = []
+    context.set_min_proto_version(PROTOCOL_VERSIONS[options.min_protocol_version])
+    if options.max_protocol_version is not None:
+        context.set_max_proto_version(PROTOCOL_VERSIONS[options.max_protocol_version])
+    if options.prefer_server_ciphers:
+        context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
+    try:
+        context.set_cipher_list(options.ciphers.encode("ascii", "replace"))
+    except SSL.Error:
+        mistakes.append(("ssl_ciphers", f'no cipher of "{options.ciphers}" is known to OpenSSL'))
+    if (
+        PROTOCOL_VERSIONS[options.min_protocol_version] < SSL.TLS1_2_VERSION
+        and "@SECLEVEL=0" not in options.ciphers
+    ):
+        mistakes.append(
+            (
+                "ssl_min_protocol_version",
+                f"{options.min_protocol_version} cannot be negotiated at OpenSSL's security level: use "
+                "TLSv1.2, or, for a client that can do nothing better, add @SECLEVEL=0 to ssl_ciphers",
+            )
+        )
+    if options.tls13_ciphers:
+        mistakes.extend(_apply_tls13_ciphers(context, options.tls13_ciphers))
+    mistakes.extend(_apply_groups(context, options.groups))
+    return mistakes
+
+
+def _apply_tls13_ciphers(context: SSL.Context, suites: str) -> list[tuple[str, str]]:
+    # OpenSSL drops unknown suites in silence as long as one is known, so each is tried alone.
+    mistakes = []
+    for suite in suites.split(":"):
+        try:
+            if not suite:
+                raise SSL.Error
+            SSL.Context(SSL.TLS_SERVER_METHOD).set_tls13_ciphersuites(suite.encode("ascii", "replace"))
+        except SSL.Error:
+            mistakes.append(("ssl_tls13_ciphers", f'"{suite}" is no TLS 1.3 cipher suite that OpenSSL knows'))
+    if not mistakes:
+        context.set_tls13_ciphersuites(suites.encode("ascii"))
+    return mistakes
+
+
+def _apply_groups(context: SSL.Context, groups: str) -> list[tuple[str, str]]:
+    # OpenSSL takes an empty list, and with `?` in front names that it does not know: both would
+    # leave something else in force than what was written.
+    names = groups.split(":")
+    bad = [name for name in names if not name or not name.replace("-", "").replace("_", "").isalnum()]
+    if not bad:
+        probe = SSL.Context(SSL.TLS_SERVER_METHOD)
+        results = {name: openssl.set_groups(probe, name) for name in names}
+        if None in results.values():
+            return [
+                ("ssl_groups", "this pyOpenSSL does not let a list of groups be set: leave the setting out")
+            ]
+        bad = [name for name, known in results.items() if not known]
+    if bad:
+        return [("ssl_groups", f'"{name}" is no key exchange group that OpenSSL knows') for name in bad]
+    openssl.set_groups(context, groups)
+    return []
+
+
+def _apply_pair(context: SSL.Context, pair: KeyPair, key_setting: str) -> list[tuple[str, str]]:
+    try:
+        context.use_certificate(pair.leaf)
+        for intermediate in pair.chain[1:]:
+            context.add_extra_chain_cert(intermediate)
+        context.use_privatekey(pair.key)  # type: ignore[arg-type] # DH and X25519 keys fail here, as they should
+        context.check_privatekey()
+    except (SSL.Error, TypeError, ValueError) as error:
+        return [(key_setting, f"OpenSSL does not take the certificate and its key: {openssl_reason(error)}")]
+    return []
+
+
+def _apply_trust(context: SSL.Context, trust: Trust) -> None:
+    store = context.get_cert_store()
+    if store is None:  # pragma: no cover - OpenSSL makes one with every context
+        raise ContextError([("ssl_ca_file", "OpenSSL has no certificate store")])
+    for anchor in trust.anchors:
+        store.add_cert(crypto.X509.from_cryptography(anchor))
+    for crl in trust.crls:
+        store.add_crl(crl)
+    if trust.check_crls:
+        store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
+    context.set_verify(SSL.VERIFY_PEER, _note_verify_error)
+
+
+def _apply_dh_params(context: SSL.Context, pem: bytes) -> list[tuple[str, str]]:
+    try:
+        with tempfile.NamedTemporaryFile() as copy:  # pyOpenSSL reads them from a file only; they are public
+            copy.write(pem)
+            copy.flush()
+            context.load_tmp_dh(copy.name)
+    except SSL.Error as error:
+        return [("ssl_dh_params_file", f"OpenSSL does not take these DH parameters: {openssl_reason(error)}")]
+    return []
+
+
+def _select_alpn(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
+    # pyOpenSSL's NO_OVERLAPPING_PROTOCOLS would go on without ALPN; raising ends the handshake with
+    # no_application_protocol, which stops a cross-protocol attack (ALPACA).
+    if ALPN_PROTOCOL in offered:
+        return ALPN_PROTOCOL
+    raise NoCommonALPN
+
+
+def _note_verify_error(
+    connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, verified: int
+) -> bool:
+    # Notes, never decides: what OpenSSL found stands.
+    record = connection.get_app_data()
+    if not verified and isinstance(record, HandshakeRecord):
+        record.verify_error, record.verify_depth = error, depth
+        record.certificate = certificate.to_cryptography()
+    return bool(verified)
+
+
+def handshake_with_itself(context: SSL.Context, options: TLSOptions) -> None:
+    """Prove in memory that a client can complete a handshake with a server context.
+
+    Raises:
+        ContextError: no version, cipher, group or signature is left that both ends could use.
+    """
+    peer = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    peer.set_min_proto_version(PROTOCOL_VERSIONS[options.min_protocol_version])
+    peer.set_cipher_list(b"ALL:@SECLEVEL=0")
+    openssl.set_groups(peer, options.groups)
+    server, client = SSL.Connection(context, None), SSL.Connection(peer, None)
+    server.set_app_data(HandshakeRecord())
+    server.set_accept_state()
+    client.set_connect_state()
+    try:
+        for _ in range(10):
+            if all([_step(client, server), _step(server, client)]):
+                return
+    except SSL.Error as error:
+        raise ContextError(
+            [
+                (
+                    "ssl_ciphers",
+                    f"no client can complete a handshake with these settings: {openssl_reason(error)}",
+                )
+            ]
+        ) from None
+    raise ContextError([("ssl_ciphers", "no client can complete a handshake with these settings")])
+
+
+def _step(connection: SSL.Connection, peer: SSL.Connection) -> bool:
+    finished = False
+    try:
+        connection.do_handshake()
+        finished = True
+    except SSL.WantReadError:
+        pass
+    try:
+        while True:
+            peer.bio_write(connection.bio_read(65536))
+    except SSL.WantReadError:
+        return finished
+
+
+def openssl_reason(error: BaseException) -> str:
+    """OpenSSL's own words from an exception of pyOpenSSL, in one line."""
+    details = error.args[0] if error.args else ""
+    if isinstance(details, list):
+        return "; ".join(str(entry[-1]) for entry in details if entry) or type(error).__name__
+    return str(details) or type(error).__name__

@@ -1,0 +1,252 @@
+"""Opening key, certificate and CRL files: the only place that touches their paths.
+
+A file is judged by the descriptor that it is read from, so that nobody can exchange it in between.
+Symbolic links are followed, because Kubernetes mounts every secret behind two of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+MAX_KEY_FILE_OCTETS: Final = 1 << 20
+MAX_FILE_OCTETS: Final = 16 << 20
+"""Longest certificate, CA or CRL file; the CRLs of public issuers reach several MB."""
+MAX_DIRECTORY_OCTETS: Final = 64 << 20
+
+USUAL_BUNDLES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Alpine
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",  # Fedora, RHEL
+    "/etc/pki/tls/certs/ca-bundle.crt",  # older Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+    "/var/lib/ca-certificates/ca-bundle.pem",  # newer SUSE
+    "/etc/ssl/cert.pem",  # Alpine, BSD
+)
+"""Where distributions keep the public roots in one file."""
+
+_ROOT: Final = 0
+_OTHERS_MAY_READ: Final = stat.S_IROTH
+_ROOT_OWNED_FORBIDS: Final = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
+_OWN_FORBIDS: Final = stat.S_IRWXG | stat.S_IRWXO
+_ROOTS_DIRECTORY_ENTRY: Final = re.compile(r"[0-9a-f]{8}\.\d+|.*\.(?:pem|crt)")
+
+
+class UnusableFile(Exception):
+    """A file that cannot be used. Its text names the file, what was found, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemRoots:
+    """What `sslrootcert=system` stands for.
+
+    Args:
+        place: the file or directories they came from.
+        content: their PEM, not yet parsed.
+    """
+
+    place: str
+    content: bytes = field(repr=False)
+
+
+def key_file_problem(
+    path: str, found: os.stat_result, uid: int, kind: str = "private key file"
+) -> str | None:
+    """PostgreSQL's permission rule for files with secrets.
+
+    Owned by root, the group may read it; owned by us, nobody else may do anything; owned by a third
+    user, it is refused (`check_ssl_key_file_permissions` in be-secure-common.c). PostgreSQL never
+    runs as root. For a proxy that does, libpq's rule holds, which leaves the owner open
+    (`initialize_SSL` in fe-secure-openssl.c).
+
+    Args:
+        path: how the messages name it.
+        found: of the open descriptor.
+        uid: who will read it, the effective uid of the process.
+        kind: what it is, for the message.
+
+    Returns:
+        What is wrong, and the cure; None where the rule holds.
+    """
+    shown = f'{kind} "{path}"'
+    if not stat.S_ISREG(found.st_mode):
+        return f"{shown} is not a regular file: name a file, not a directory, pipe or device"
+    if uid != _ROOT and found.st_uid not in (uid, _ROOT):
+        return (
+            f"{shown} must be owned by the database user or root: it belongs to uid {found.st_uid} "
+            f"and we run as uid {uid}; give it to one of them with chown"
+        )
+    owned_by_root = found.st_uid == _ROOT
+    if not found.st_mode & (_ROOT_OWNED_FORBIDS if owned_by_root else _OWN_FORBIDS):
+        return None
+    mode = stat.S_IMODE(found.st_mode)
+    allowed = "0640 or less as root owns it" if owned_by_root else "0600 or less"
+    return (
+        f"{shown} has group or world access: its mode is {mode:04o} and must be {allowed}; "
+        f"{_permission_cure(path, found)}"
+    )
+
+
+def read_key_file(path: str, uid: int, kind: str = "private key file") -> bytes:
+    """Read a file with secrets, if its permissions keep them secret.
+
+    Raises:
+        UnusableFile: it cannot be opened, breaks `key_file_problem`'s rule, or is over 1 MB.
+    """
+    descriptor = _open(path, kind)
+    try:
+        problem = key_file_problem(path, os.fstat(descriptor), uid, kind)
+        if problem is not None:
+            raise UnusableFile(problem)
+        return _read(descriptor, path, kind, MAX_KEY_FILE_OCTETS)
+    finally:
+        os.close(descriptor)
+
+
+def read_file(path: str, kind: str) -> bytes:
+    """Read a file that is not secret.
+
+    Args:
+        path: which one.
+        kind: what it is, for the messages: `certificate file`, `root certificate file`.
+
+    Raises:
+        UnusableFile: it cannot be opened, is not a regular file, or is over 16 MB.
+    """
+    descriptor = _open(path, kind)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnusableFile(f'{kind} "{path}" is not a regular file')
+        return _read(descriptor, path, kind, MAX_FILE_OCTETS)
+    finally:
+        os.close(descriptor)
+
+
+def read_directory(path: str, kind: str) -> tuple[tuple[str, bytes], ...]:
+    """Read every regular file that lies directly in a directory, as (name, content), sorted by name.
+
+    Hidden files and dangling links are left out, and files that are another entry's copy or link
+    appear once, because `openssl rehash` makes a link to every file.
+
+    Raises:
+        UnusableFile: the directory or a file in it cannot be read, or it holds over 64 MB.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(path) if entry.is_file() and entry.name[0] != ".")
+    except OSError as error:
+        raise UnusableFile(_cannot_open(path, error, kind)) from None
+    contents: dict[bytes, str] = {}
+    octets = 0
+    for name in names:
+        content = read_file(str(Path(path, name)), f"file in {kind}")
+        octets += len(content)
+        if octets > MAX_DIRECTORY_OCTETS:
+            raise UnusableFile(f'{kind} "{path}" holds over {MAX_DIRECTORY_OCTETS >> 20} MB')
+        contents.setdefault(content, name)
+    return tuple((name, content) for content, name in contents.items())
+
+
+def system_roots(environment: Mapping[str, str], bundles: Sequence[str] = USUAL_BUNDLES) -> SystemRoots:
+    """Read the public roots of this system, for `sslrootcert=system`.
+
+    SSL_CERT_FILE and SSL_CERT_DIR (directories joined by colons) are OpenSSL's; where neither is
+    set, the first of the places where distributions keep their bundle. The OpenSSL that
+    `cryptography` brings along has a default path of its own that exists nowhere.
+
+    Raises:
+        UnusableFile: nothing there, with the places looked at; or what a variable names cannot be read.
+    """
+    places: list[str] = []
+    contents: list[bytes] = []
+    if file := environment.get("SSL_CERT_FILE"):
+        places.append(f"SSL_CERT_FILE={file}")
+        contents.append(read_file(file, "root certificate file"))
+    if directories := environment.get("SSL_CERT_DIR"):
+        places.append(f"SSL_CERT_DIR={directories}")
+        for directory in filter(None, directories.split(":")):
+            contents.extend(_roots_in(directory))
+    if not places:
+        places.extend(bundles)
+        for bundle in bundles:
+            if Path(bundle).exists():
+                return SystemRoots(bundle, read_file(bundle, "root certificate file"))
+    if not contents:
+        raise UnusableFile(
+            f"no system root certificates found; looked at {', '.join(places)}: install the "
+            "ca-certificates package, or set sslrootcert to a file"
+        )
+    return SystemRoots(" and ".join(places), b"\n".join(contents))
+
+
+def _roots_in(directory: str) -> Iterator[bytes]:
+    for name, content in read_directory(directory, "root certificate directory"):
+        if _ROOTS_DIRECTORY_ENTRY.fullmatch(name) and b"-----BEGIN CERTIFICATE-----" in content:
+            yield content
+
+
+def _open(path: str, kind: str) -> int:
+    try:
+        # O_NONBLOCK: a FIFO without a writer would hang us before fstat could refuse it.
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise UnusableFile(_cannot_open(path, error, kind)) from None
+
+
+def _read(descriptor: int, path: str, kind: str, limit: int) -> bytes:
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UnusableFile(f'could not read {kind} "{path}": {error.strerror}') from None
+    if len(content) > limit:
+        raise UnusableFile(f'{kind} "{path}" is over {limit >> 20} MB, which none of its kind is')
+    return content
+
+
+def _permission_cure(path: str, found: os.stat_result) -> str:
+    world_readable_by_root = found.st_uid == _ROOT and bool(found.st_mode & _OTHERS_MAY_READ)
+    if "/..data/" in path or world_readable_by_root:
+        return (
+            "chmod it, or in Kubernetes set defaultMode: 0440 on the volume and fsGroup in the pod's "
+            "securityContext"
+        )
+    return f"chmod 0600 {path}"
+
+
+def _cannot_open(path: str, error: OSError | ValueError, kind: str) -> str:
+    opening = f'could not open {kind} "{path}"'
+    if isinstance(error, PermissionError):
+        return f"{opening}: {_who_forbids(path)}"
+    if isinstance(error, FileNotFoundError):
+        missing = next((parent for parent in _ancestors(path) if not os.path.lexists(parent)), None)
+        return f'{opening}: there is no directory "{missing}"' if missing else f"{opening}: it does not exist"
+    return f"{opening}: {error.strerror if isinstance(error, OSError) else error}"
+
+
+def _who_forbids(path: str) -> str:
+    cure = (
+        "; certbot keeps its files for root: copy them with certbot's --deploy-hook"
+        if "/letsencrypt/" in path
+        else ""
+    )
+    # A link may lead into a directory of its own (certbot's live/ points into archive/).
+    for parent in (*_ancestors(path), *_ancestors(os.path.realpath(path))):
+        try:
+            if not os.access(parent, os.X_OK, effective_ids=True):
+                mode = stat.S_IMODE(Path(parent).stat().st_mode)
+                return (
+                    f'the directory "{parent}" (mode {mode:04o}) cannot be entered '
+                    f"by uid {os.geteuid()}{cure}"
+                )
+        except OSError:
+            break
+    return f"permission denied to uid {os.geteuid()}{cure}"
+
+
+def _ancestors(path: str) -> list[str]:
+    """The directories above a path, outermost first."""
+    return [str(parent) for parent in reversed(Path(path).absolute().parents)]

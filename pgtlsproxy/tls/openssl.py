@@ -1,0 +1,64 @@
+"""The private names of pyOpenSSL that we need, in one place, checked when imported.
+
+pyOpenSSL's public interface sets one curve, not a list of groups, and does not say whether a
+session was resumed. Both need its binding. Where a name is missing the functions say so by
+returning None, and the caller refuses the setting instead of ignoring it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from OpenSSL import SSL
+
+try:
+    from OpenSSL._util import ffi as _ffi
+    from OpenSSL._util import lib as _lib
+except ImportError:  # a pyOpenSSL that hides its binding elsewhere
+    _lib = None
+
+_REQUIRED = ("SSL_CTX_set1_curves_list", "SSL_session_reused", "ERR_clear_error")
+
+HAS_BINDING = _lib is not None and all(hasattr(_lib, name) for name in _REQUIRED)
+"""Whether the binding offers what the functions below need."""
+
+
+def set_groups(context: SSL.Context, groups: str) -> bool | None:
+    """Set the key exchange groups of a context, most preferred first.
+
+    Args:
+        context: a context that no connection uses yet.
+        groups: OpenSSL group names, joined by colons. OpenSSL takes an empty text for "none", so
+            the caller must not pass one.
+
+    Returns:
+        Whether OpenSSL knows every name; None where the binding is missing.
+    """
+    raw: Any = getattr(context, "_context", None)
+    if not HAS_BINDING or raw is None:
+        return None
+    accepted: bool = _lib.SSL_CTX_set1_curves_list(raw, groups.encode("ascii", "replace")) == 1
+    if not accepted:
+        _lib.ERR_clear_error()
+    return accepted
+
+
+def is_resumed(connection: SSL.Connection) -> bool | None:
+    """Whether a session skipped certificate verification by resuming; None where unknown."""
+    raw: Any = getattr(connection, "_ssl", None)
+    if not HAS_BINDING or raw is None:
+        return None
+    return bool(_lib.SSL_session_reused(raw))
+
+
+def library_version() -> str:
+    """The OpenSSL that is linked, as it names itself."""
+    return SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace")
+
+
+def verify_error_string(number: int) -> str:
+    """OpenSSL's words for an X509_V_ERR_* number, for a log."""
+    if _lib is None or not hasattr(_lib, "X509_verify_cert_error_string"):
+        return f"verification error {number}"
+    text: Any = _ffi.string(_lib.X509_verify_cert_error_string(number))
+    return bytes(text).decode("ascii", "replace")

@@ -1,0 +1,318 @@
+"""Legs: a client's or a backend's connection, in clear or inside TLS, on a real socket.
+
+TLS runs on the socket itself and not on memory buffers. What a peer sent and nobody has read
+yet stays in the kernel, so that clear text behind an SSLRequest can never be taken for decrypted
+bytes (CVE-2021-23214 and its kin): the first thing OpenSSL reads is the next byte of the socket.
+
+A leg has one reader and one writer at a time, which may be two tasks. OpenSSL may want the
+opposite direction of the one it was called for (a KeyUpdate makes `SSL_read` write); `_wait`
+lets both tasks wait for the same direction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final, Literal, TypeVar
+
+import trio
+from cryptography import x509
+from OpenSSL import SSL
+
+from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
+from pgtlsproxy.tls import openssl
+from pgtlsproxy.tls.contexts import HandshakeRecord, NoCommonALPN, openssl_reason
+
+Direction = Literal["read", "write"]
+_T = TypeVar("_T")
+
+MAX_RECORD_OCTETS: Final = 16384
+"""One TLS record. Reading this much at once leaves nothing decrypted behind in OpenSSL."""
+
+_LOST: Final = frozenset(
+    {errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ECONNABORTED, errno.EHOSTUNREACH}
+)
+
+
+class LegLost(Exception):
+    """The connection broke: a reset, a time-out of the kernel, a TLS alert."""
+
+
+class LegTruncated(LegLost):
+    """The peer ended the connection without close_notify: what arrived may not be all that was sent."""
+
+
+class ClearLeg:
+    """A connection in clear.
+
+    Args:
+        sock: a connected, non-blocking stream socket, which the leg owns from here on.
+
+    Attributes:
+        is_tls: False.
+    """
+
+    is_tls: Final = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    async def receive(self, max_octets: int) -> bytes:
+        """The next bytes, at most `max_octets`; empty at the end of the stream.
+
+        Raises:
+            LegLost: the connection broke.
+        """
+        return await self._retry("read", lambda: self.sock.recv(max_octets))
+
+    async def send(self, data: bytes) -> None:
+        """Send all of `data`.
+
+        Cancellation: how much was sent is unknown; the leg can only be closed.
+
+        Raises:
+            LegLost: the connection broke.
+        """
+        view = memoryview(data)
+        while view:
+            sent = await self._retry("write", lambda view=view: self.sock.send(view))  # type: ignore[misc]
+            view = view[sent:]
+
+    async def send_eof(self) -> None:
+        """Say that no more will be sent; receiving goes on."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def abort(self) -> None:
+        """Close at once, so that the peer sees a broken connection and not a clean end."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket. Closing twice does nothing."""
+        if self.sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
+
+    async def _retry(self, direction: Direction, operation: Callable[[], _T]) -> _T:
+        wait = trio.lowlevel.wait_readable if direction == "read" else trio.lowlevel.wait_writable
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return operation()
+            except BlockingIOError:
+                await wait(self.sock)
+            except OSError as error:
+                raise LegLost(error.strerror or type(error).__name__) from None
+
+
+class TLSLeg:
+    """A connection inside TLS. Made by `accept_tls` and `connect_tls` alone, after the handshake.
+
+    Attributes:
+        is_tls: True.
+        version, cipher: what was negotiated, as OpenSSL names it.
+        server_name: the SNI that the client sent, None without; it selects nothing.
+        peer_chain: the verified chain, leaf first; empty where the peer gave no certificate.
+        peer_leaf: the peer's certificate, verified or, under a weak sslmode, not.
+    """
+
+    is_tls: Final = True
+
+    def __init__(self, sock: socket.socket, connection: SSL.Connection) -> None:
+        self.sock = sock
+        self._connection = connection
+        self._waiting: dict[Direction, trio.Event] = {}
+        self.version: str = connection.get_protocol_version_name()
+        self.cipher: str | None = connection.get_cipher_name()
+        self.alpn: bytes = connection.get_alpn_proto_negotiated()
+        self.server_name: bytes | None = connection.get_servername()
+        self.peer_leaf: x509.Certificate | None = connection.get_peer_certificate(as_cryptography=True)
+        self.peer_chain: tuple[x509.Certificate, ...] = tuple(
+            connection.get_verified_chain(as_cryptography=True) or ()
+        )
+
+    async def receive(self, max_octets: int) -> bytes:
+        """The next decrypted bytes; empty after the peer's close_notify.
+
+        Raises:
+            LegTruncated: the connection ended without close_notify.
+            LegLost: it broke, or a record was forged.
+        """
+        try:
+            return await self._retry(lambda: self._connection.recv(max_octets))
+        except SSL.ZeroReturnError:
+            return b""
+
+    async def send(self, data: bytes) -> None:
+        """Send all of `data`.
+
+        Cancellation: how much was sent is unknown; the leg can only be closed.
+
+        Raises:
+            LegLost: the connection broke.
+        """
+        view = memoryview(data)
+        while view:
+            sent = await self._retry(lambda view=view: self._connection.send(bytes(view[:MAX_RECORD_OCTETS])))  # type: ignore[misc]
+            view = view[sent:]
+
+    async def send_eof(self) -> None:
+        """Send close_notify, TLS's half-close, and end the TCP direction; receiving goes on."""
+        with contextlib.suppress(LegLost, SSL.Error):
+            await self._retry(self._connection.shutdown)
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def abort(self) -> None:
+        """Close at once and without close_notify, so that the peer sees a truncation."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket. Closing twice does nothing. Say goodbye with `send_eof` before."""
+        if self.sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
+
+    async def _retry(self, operation: Callable[[], _T]) -> _T:
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return operation()
+            except SSL.WantReadError:
+                await self._wait("read")
+            except SSL.WantWriteError:
+                await self._wait("write")
+            except SSL.ZeroReturnError:
+                raise
+            except SSL.SysCallError as error:
+                raise _lost(error) from None
+            except SSL.Error as error:
+                raise LegLost(openssl_reason(error)) from None
+
+    async def _wait(self, direction: Direction) -> None:
+        # trio lets one task wait for a descriptor's direction; the second waits for the first.
+        other = self._waiting.get(direction)
+        if other is not None:
+            await other.wait()
+            return
+        done = self._waiting[direction] = trio.Event()
+        try:
+            if direction == "read":
+                await trio.lowlevel.wait_readable(self.sock)
+            else:
+                await trio.lowlevel.wait_writable(self.sock)
+        finally:
+            del self._waiting[direction]
+            done.set()
+
+
+Leg = ClearLeg | TLSLeg
+
+
+async def accept_tls(sock: socket.socket, context: SSL.Context) -> TLSLeg:
+    """The server's side of a handshake.
+
+    Args:
+        sock: the client's socket; nothing of the handshake has been read from it yet.
+        context: the listener's.
+
+    Raises:
+        ClientCertificateRefused: the client's certificate does not verify. `record` says why.
+        ClientTLSFailed: the handshake failed for another reason, or ended early.
+    """
+    connection = SSL.Connection(context, sock)
+    connection.set_accept_state()
+    record = HandshakeRecord()
+    connection.set_app_data(record)
+    try:
+        await _handshake(sock, connection)
+    except NoCommonALPN:
+        raise ClientTLSFailed('the client offers ALPN protocols, but not "postgresql"') from None
+    except SSL.SysCallError as error:
+        raise ClientTLSFailed(f"the client ended the handshake: {_lost(error)}") from None
+    except SSL.Error as error:
+        if record.verify_error:
+            raise client_certificate_refused(record) from None
+        raise ClientTLSFailed(f"TLS handshake failed: {openssl_reason(error)}") from None
+    if openssl.is_resumed(connection):
+        raise ClientTLSFailed("the client resumed a session, which skips the verification of its certificate")
+    leg = TLSLeg(sock, connection)
+    if leg.peer_leaf is not None and not leg.peer_chain:
+        raise ClientTLSFailed("the client's certificate was not verified in this handshake")
+    return leg
+
+
+async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: bytes | None) -> TLSLeg:
+    """The client's side of a handshake. The host name is still to be checked (`tls.verify`).
+
+    Args:
+        sock: a connected socket; nothing of the handshake has been read from it yet.
+        context: the backend's.
+        server_name: the SNI to send; None for none.
+
+    Raises:
+        LegLost: the handshake failed; the text is for the log alone.
+    """
+    connection = SSL.Connection(context, sock)
+    if server_name is not None:
+        connection.set_tlsext_host_name(server_name)
+    connection.set_connect_state()
+    record = HandshakeRecord()
+    connection.set_app_data(record)
+    try:
+        await _handshake(sock, connection)
+    except SSL.SysCallError as error:
+        raise _lost(error) from None
+    except SSL.Error as error:
+        verdict = f": {verify_error_text(record.verify_error)}" if record.verify_error else ""
+        raise LegLost(f"{openssl_reason(error)}{verdict}") from None
+    return TLSLeg(sock, connection)
+
+
+async def _handshake(sock: socket.socket, connection: SSL.Connection) -> None:
+    while True:
+        try:
+            connection.do_handshake()
+        except SSL.WantReadError:
+            await trio.lowlevel.wait_readable(sock)
+        except SSL.WantWriteError:
+            await trio.lowlevel.wait_writable(sock)
+        else:
+            return
+
+
+def _lost(error: SSL.SysCallError) -> LegLost:
+    number, text = (*error.args, None, None)[:2]
+    if number in _LOST:
+        return LegLost(str(text))
+    return LegTruncated("the peer closed the connection without close_notify")
+
+
+class ClientCertificateFailed(ClientCertificateRefused):
+    """A client's certificate failed verification; carries what the log says of it."""
+
+    def __init__(self, reason: str, record: HandshakeRecord) -> None:
+        super().__init__(reason)
+        self.record = record
+        self.tls_error = verify_error_text(record.verify_error)
+
+
+def client_certificate_refused(record: HandshakeRecord) -> ClientCertificateFailed:
+    """The refusal that a failed verification amounts to, in PostgreSQL's words."""
+    return ClientCertificateFailed(
+        f"Client certificate verification failed at depth {record.verify_depth}: "
+        f"{verify_error_text(record.verify_error)}",
+        record,
+    )
+
+
+def verify_error_text(number: int) -> str:
+    """OpenSSL's words for a verification error."""
+    return openssl.verify_error_string(number)

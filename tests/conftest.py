@@ -1,0 +1,1 @@
+pytest_plugins = ["fixtures.certs", "fixtures.postgres", "fixtures.clients", "fixtures.proxy"]

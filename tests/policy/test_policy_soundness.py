@@ -1,0 +1,166 @@
+import pytest
+
+from pgtlsproxy.policy.access import Rules
+from pgtlsproxy.policy.hba import parse_hba
+from pgtlsproxy.policy.ident import parse_ident
+from pgtlsproxy.policy.proofs import PROOFS, Evidence, Login
+from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, Soundness, check_soundness
+
+EVERYTHING = ListenerTransports(unix=True, tcp=True, tls=True, has_client_ca=True)
+TCP_CLEAR = ListenerTransports(unix=False, tcp=True, tls=False, has_client_ca=False)
+UNIX_ONLY = ListenerTransports(unix=True, tcp=False, tls=False, has_client_ca=False)
+TCP_TLS = ListenerTransports(unix=False, tcp=True, tls=True, has_client_ca=True)
+NO_CA = ListenerTransports(unix=False, tcp=True, tls=True, has_client_ca=False)
+PLAIN_BACKEND = BackendFacts(sslcert=False, unix_socket=False)
+
+
+def check(
+    hba: str,
+    login: Login,
+    transports: ListenerTransports = EVERYTHING,
+    backend: BackendFacts = PLAIN_BACKEND,
+    *,
+    ident: str = "",
+    require_auth_none: bool = False,
+) -> Soundness:
+    rules = Rules(
+        listener="central",
+        backend="primary",
+        hba=parse_hba("hba", hba.encode()),
+        ident=parse_ident("ident", ident.encode()),
+        plaintext_from=(),
+        login=login,
+        own_credential=login is not Login.PASSTHROUGH or backend.sslcert or backend.unix_socket,
+        reserved_users=frozenset({"postgres"}),
+        require_auth_none=require_auth_none,
+    )
+    return check_soundness(rules, transports, backend)
+
+
+SOUND = "sound"
+UNSOUND = "trust with login"
+NO_SECRETS = "needs the users' SCRAM secrets"
+
+
+@pytest.mark.parametrize(
+    ("line", "passthrough", "own_credential"),
+    [
+        ("hostssl all all all cert", SOUND, SOUND),
+        ("hostssl all all all trust clientcert=verify-full", SOUND, SOUND),
+        ("local all all peer", SOUND, SOUND),
+        ("local all all reject", SOUND, SOUND),
+        ("host all all all reject", SOUND, SOUND),
+        ("host all all all scram-sha-256", SOUND, NO_SECRETS),
+        ("hostssl all all all scram-sha-256 clientcert=verify-full", SOUND, NO_SECRETS),
+        ("host all all all trust", SOUND, UNSOUND),
+        ("local all all trust", SOUND, UNSOUND),
+        ("hostssl all alice 10.0.0.0/8 trust clientcert=verify-ca", SOUND, UNSOUND),
+        ("hostssl all alice 127.0.0.1/32 trust clientcert=verify-ca", SOUND, SOUND),
+        ("local all alice trust", SOUND, SOUND),
+        ("local all alice,bob trust", SOUND, SOUND),
+        ("local all alice,all trust", SOUND, UNSOUND),
+        ('local all "all" trust', SOUND, SOUND),
+        ("local all alice,postgres trust", SOUND, UNSOUND),
+        ("host all alice 127.0.0.1/32 trust", SOUND, SOUND),
+        ("host all alice 127.0.0.0/8 trust", SOUND, SOUND),
+        ("host all alice ::1/128 trust", SOUND, SOUND),
+        ("host all alice 126.0.0.0/7 trust", SOUND, UNSOUND),
+        ("host all alice 0.0.0.0/0 trust", SOUND, UNSOUND),
+        ("host all alice ::/0 trust", SOUND, UNSOUND),
+        ("host all alice all trust", SOUND, UNSOUND),
+        ("host all alice samehost trust", SOUND, UNSOUND),
+        ("host all alice samenet trust", SOUND, UNSOUND),
+        ("host all all 127.0.0.1/32 trust", SOUND, UNSOUND),
+        ("host all postgres 127.0.0.1/32 trust", SOUND, UNSOUND),
+    ],
+)
+@pytest.mark.parametrize("login", list(Login))
+def test_a_line_loads_only_where_a_proof_can_exist(
+    line: str, passthrough: str, own_credential: str, login: Login
+) -> None:
+    expected = passthrough if login is Login.PASSTHROUGH else own_credential
+    found = check(line, login).mistakes
+    if expected == SOUND:
+        assert found == ()
+        return
+    (mistake,) = found
+    assert mistake.where == "hba:1"
+    assert expected in mistake.what
+    assert f"login: {login}" in mistake.what
+    assert "primary" in mistake.what
+
+
+def test_the_table_has_no_proof_only_for_scram_with_the_proxys_credential() -> None:
+    missing = {(evidence, login) for evidence in Evidence for login in Login} - set(PROOFS)
+    assert missing == {(Evidence.SCRAM, Login.CERTIFICATE), (Evidence.SCRAM, Login.PASSFILE)}
+
+
+SHARED = "local all all trust\nhost all alice 127.0.0.1/32 trust\nhost all all 10.0.0.0/8 trust\n"
+
+
+@pytest.mark.parametrize(
+    ("transports", "lines"),
+    [(UNIX_ONLY, ["hba:1"]), (TCP_TLS, ["hba:3"]), (TCP_CLEAR, ["hba:3"]), (EVERYTHING, ["hba:1", "hba:3"])],
+)
+def test_a_shared_file_is_judged_for_each_listener(transports: ListenerTransports, lines: list[str]) -> None:
+    found = check(SHARED, Login.CERTIFICATE, transports).mistakes
+    assert [mistake.where for mistake in found] == lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hostssl all all all cert",
+        "hostssl all all all trust clientcert=verify-ca",
+        "hostssl all all all reject clientcert=verify-ca",
+    ],
+)
+def test_certificates_need_a_listener_that_verifies_them(line: str) -> None:
+    (mistake,) = check(line, Login.PASSTHROUGH, NO_CA).mistakes
+    assert "client certificates can only be checked if a root certificate store is available" in mistake.what
+    assert "set ssl_ca_file at listener central" in mistake.what
+    assert check("hostssl all all all trust", Login.PASSTHROUGH, NO_CA).mistakes == ()
+
+
+def test_a_hostssl_line_without_tls_is_a_warning_as_in_postgresql() -> None:
+    found = check("hostssl all all all cert", Login.CERTIFICATE, TCP_CLEAR)
+    assert found.mistakes == ()
+    assert "hostssl record cannot match" in found.warnings[0].what
+    assert check("hostssl all all all cert", Login.CERTIFICATE, UNIX_ONLY) == Soundness()
+
+
+def test_a_map_that_does_not_exist_is_a_mistake() -> None:
+    (mistake,) = check("hostssl all all all cert map=n", Login.PASSTHROUGH, ident="m alice bob").mistakes
+    assert 'map "n" has no line in the ident_file of listener central' in mistake.what
+    assert not check("hostssl all all all cert map=m", Login.PASSTHROUGH, ident="m alice bob").mistakes
+
+
+@pytest.mark.parametrize(
+    ("backend", "word"),
+    [
+        (BackendFacts(sslcert=True, unix_socket=False), "certificate (sslcert)"),
+        (BackendFacts(sslcert=False, unix_socket=True), "operating system user (Unix socket)"),
+    ],
+)
+def test_passthrough_with_a_credential_of_the_proxy_warns_of_lines_that_trust(
+    backend: BackendFacts, word: str
+) -> None:
+    hba = "host all all all trust\nhost all all all scram-sha-256\nhostssl all all all cert\nlocal a a reject"
+    found = check(hba, Login.PASSTHROUGH, backend=backend)
+    assert found.mistakes == ()
+    (warning,) = found.warnings
+    assert warning.where == "hba:1"
+    assert word in warning.what
+
+
+def test_require_auth_none_is_called_out() -> None:
+    (warning,) = check("host all all all trust", Login.PASSTHROUGH, require_auth_none=True).warnings
+    assert "require_auth of backend primary says none" in warning.what
+    assert not check("host all all all trust", Login.PASSTHROUGH).warnings
+
+
+def test_every_mistake_of_every_line_is_found() -> None:
+    found = check(
+        "hostssl all all all cert map=n\nhost all all all scram-sha-256", Login.CERTIFICATE, NO_CA
+    ).mistakes
+    assert [mistake.where for mistake in found] == ["hba:1", "hba:1", "hba:2"]

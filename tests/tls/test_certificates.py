@@ -1,0 +1,437 @@
+"""What `describe` reads out of a certificate is what PostgreSQL reads, byte for byte."""
+
+import hashlib
+import subprocess
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgtlsproxy import pki
+from pgtlsproxy.errors import ClientCertificateRefused
+from pgtlsproxy.identity import encode_name
+from pgtlsproxy.tls import der, distinguished_name
+from pgtlsproxy.tls.certificates import days_left, describe, end_point_hash_name, expires_soon
+from pgtlsproxy.tls.distinguished_name import SHORT_NAMES
+
+UTF8, NUMERIC, PRINTABLE, T61, IA5, UNIVERSAL, BMP, BIT_STRING = (
+    0x0C,
+    0x12,
+    0x13,
+    0x14,
+    0x16,
+    0x1C,
+    0x1E,
+    0x03,
+)
+
+CN, SERIAL, C, L, ST, STREET, ORG, OU = (f"2.5.4.{arc}" for arc in (3, 5, 6, 7, 8, 9, 10, 11))
+UID, DC, EMAIL = "0.9.2342.19200300.100.1.1", "0.9.2342.19200300.100.1.25", "1.2.840.113549.1.9.1"
+UNKNOWN = "1.3.6.1.4.1.99999.1"
+
+CA = pki.make_ca("Test CA")
+CLIENT = pki.issue_client(CA, "alice").certificate
+
+
+def tlv(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    length = bytes([size]) if size < 0x80 else size.to_bytes(2).lstrip(b"\0")
+    return bytes([tag]) + (length if size < 0x80 else bytes([0x80 | len(length)]) + length) + content
+
+
+def oid(dotted: str) -> bytes:
+    first, second, *rest = map(int, dotted.split("."))
+    octets = bytearray()
+    for arc in (first * 40 + second, *rest):
+        groups = [arc & 0x7F]
+        while arc := arc >> 7:
+            groups.append(arc & 0x7F | 0x80)
+        octets += bytes(reversed(groups))
+    return tlv(0x06, bytes(octets))
+
+
+def name(*rdns: list[tuple[str, int, bytes]]) -> bytes:
+    """A Name whose RDNs are lists of (type, string tag, raw value); DER sorts within an RDN."""
+    pairs = [sorted(tlv(0x30, oid(kind) + tlv(tag, value)) for kind, tag, value in rdn) for rdn in rdns]
+    return tlv(0x30, b"".join(tlv(0x31, b"".join(rdn)) for rdn in pairs))
+
+
+def raw_with_field(index: int, encoding: bytes) -> bytes:
+    """A certificate with one field of its TBSCertificate exchanged; the signature no longer fits."""
+    outer = der.sole_element(CLIENT.public_bytes(Encoding.DER), der.SEQUENCE)
+    tbs, *rest = der.elements(outer.content)
+    fields = [field.encoding for field in der.elements(tbs.content)]
+    fields[index] = encoding
+    return tlv(0x30, tlv(0x30, b"".join(fields)) + b"".join(field.encoding for field in rest))
+
+
+def with_field(index: int, encoding: bytes) -> x509.Certificate:
+    return x509.load_der_x509_certificate(raw_with_field(index, encoding))
+
+
+def with_subject(*rdns: list[tuple[str, int, bytes]]) -> x509.Certificate:
+    return with_field(5, name(*rdns))
+
+
+def printed(encoding: bytes) -> str:
+    return distinguished_name.rfc2253(distinguished_name.parse(encoding))
+
+
+def with_extension(kind: str, value: bytes) -> x509.Certificate:
+    extension = tlv(0x30, oid(kind) + tlv(0x04, value))
+    return with_field(7, tlv(0xA3, tlv(0x30, extension)))
+
+
+def openssl_subject(certificate: bytes, what: str = "subject") -> str:
+    done = subprocess.run(
+        ["openssl", "x509", "-inform", "DER", "-noout", f"-{what}", "-nameopt", "RFC2253"],
+        input=certificate,
+        capture_output=True,
+        check=True,
+    )
+    return done.stdout.decode("ascii").removesuffix("\n").removeprefix(f"{what}=")
+
+
+def text(value: str) -> list[tuple[str, int, bytes]]:
+    return [(ORG, UTF8, value.encode())]
+
+
+SUBJECTS = {
+    "plain": [[(CN, UTF8, b"alice")]],
+    "several rdns": [
+        [(C, PRINTABLE, b"DE")],
+        [(ORG, UTF8, b"Lab")],
+        [(OU, UTF8, b"DB")],
+        [(CN, UTF8, b"alice")],
+    ],
+    "two cns": [[(CN, UTF8, b"bob")], [(ORG, UTF8, b"Lab")], [(CN, UTF8, b"alice")]],
+    "two ous": [[(OU, UTF8, b"a")], [(OU, UTF8, b"b")]],
+    "empty subject": [],
+    "empty value": [[(CN, UTF8, b"")], [(ORG, PRINTABLE, b"")]],
+    "utf8": [text("Zürich Ω")],
+    "utf8 beyond the basic plane": [text("a\U0001f418b")],
+    "printable string": [[(CN, PRINTABLE, b"alice")]],
+    "printable string with other characters": [[(CN, PRINTABLE, b"a*b@c_\xe4")]],
+    "numeric string": [[(CN, NUMERIC, b"12 34")]],
+    "ia5 string": [[(CN, IA5, b"alice@example.com")]],
+    "ia5 string with high bytes": [[(CN, IA5, b"a\x80\xff")]],
+    "t61 string": [[(CN, T61, b"M\xfcller")]],
+    "t61 string with escapes": [[(CN, T61, b"\xc8u, +")]],
+    "bmp string": [[(ORG, BMP, "Bärlin".encode("utf-16-be"))]],
+    "bmp string with escapes": [[(ORG, BMP, "#a,b ".encode("utf-16-be"))]],
+    "bmp string of one blank": [[(ORG, BMP, " ".encode("utf-16-be"))]],
+    "bmp string with a nul": [[(ORG, BMP, "a\0b".encode("utf-16-be"))]],
+    "empty bmp string": [[(ORG, BMP, b"")]],
+    "universal string": [[(ORG, UNIVERSAL, "a\U0001f418,".encode("utf-32-be"))]],
+    "bit string": [[("2.5.4.45", BIT_STRING, b"\x00\xff\x0a")]],
+    "sequence": [[(ORG, 0x30, tlv(UTF8, b"inner"))]],
+    "nul outside the common name": [[(ORG, UTF8, b"a\0b")]],
+    "control characters": [text("a\tb\nc\rd\x1be\x7ff")],
+    "c1 control": [text("a\x85b")],
+    "every special": [text(',+"\\<>;=#')],
+    "one special": [text(",")],
+    "one hash": [text("#")],
+    "two hashes": [text("##")],
+    "leading hash": [text("#lead")],
+    "trailing hash": [text("trail#")],
+    "one blank": [text(" ")],
+    "two blanks": [text("  ")],
+    "three blanks": [text("   ")],
+    "leading blank": [text(" lead")],
+    "trailing blank": [text("trail ")],
+    "inner blanks": [text("a  b")],
+    "blank behind a letter beyond ascii": [text("ä ")],
+    "hash before a letter beyond ascii": [text("#ä")],
+    "quotes": [text('"quoted"')],
+    "ends with a backslash": [text("a\\")],
+    "looks like two attributes": [[(CN, UTF8, b"bob,O=Lab+UID=x")]],
+    "multi-valued": [[(CN, UTF8, b"bob"), (UID, UTF8, b"u1")]],
+    "multi-valued with three": [
+        [(CN, UTF8, b"c"), (OU, UTF8, b"b"), (UID, UTF8, b"a")],
+        [(ORG, UTF8, b"Lab")],
+    ],
+    "multi-valued twice": [[(CN, UTF8, b"c"), (UID, UTF8, b"a")], [(ORG, UTF8, b"x"), (OU, UTF8, b"y")]],
+    "domain components": [[(DC, IA5, b"com")], [(DC, IA5, b"example")], [(CN, UTF8, b"db")]],
+    "address": [
+        [(STREET, UTF8, b"Weg 1")],
+        [(L, UTF8, b"K")],
+        [(ST, UTF8, b"S")],
+        [("2.5.4.17", UTF8, b"1")],
+    ],
+    "e-mail": [[(EMAIL, IA5, b"a@example.com")]],
+    "person": [[(f"2.5.4.{arc}", UTF8, b"x")] for arc in (4, 5, 12, 13, 41, 42, 43, 44, 46, 65)],
+    "organization identifier": [[("2.5.4.97", UTF8, b"VATDE-1")]],
+    "unknown type": [[(CN, UTF8, b"bob")], [(UNKNOWN, UTF8, b"val")]],
+    "unknown type with a bmp string": [[(UNKNOWN, BMP, b"\0a")]],
+    "unknown type in a multi-valued rdn": [[(UNKNOWN, UTF8, b"v"), (CN, UTF8, b"bob")]],
+    "unknown type with large arcs": [[("2.999.18446744073709551616.1", UTF8, b"v")]],
+    "unknown type of the first arc": [[("0.39.1", UTF8, b"v")]],
+    "unknown type, long value": [[(UNKNOWN, UTF8, b"v" * 300)]],
+    "long value": [text("x" * 500)],
+}
+
+
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS.keys())
+def test_subject_is_printed_as_openssl_prints_it(subject: list[list[tuple[str, int, bytes]]]) -> None:
+    encoding = name(*subject)
+    assert printed(encoding) == openssl_subject(raw_with_field(5, encoding))
+
+
+def test_certificate_is_described_with_both_names_as_openssl_prints_them() -> None:
+    encoding = name([(ORG, UTF8, "Ämter, ".encode()), (UID, T61, b"\xe4")], [(ORG, BMP, b"\0C\0A")])
+    for field, what in ((3, "issuer"), (5, "subject")):
+        described = describe(with_field(field, encoding))
+        dn = described.dn if what == "subject" else described.issuer_dn
+        assert dn == openssl_subject(raw_with_field(field, encoding), what)
+
+
+_wide = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+_values = st.one_of(
+    st.tuples(st.sampled_from([PRINTABLE, T61, IA5, NUMERIC]), st.binary(max_size=12)),
+    st.tuples(st.just(UTF8), _wide.map(str.encode)),
+    st.tuples(st.just(UNIVERSAL), _wide.map(lambda value: value.encode("utf-32-be"))),
+    st.tuples(st.just(T61), st.text(' #,+"\\a', max_size=4).map(str.encode)),
+)
+_attributes = st.tuples(st.sampled_from([ORG, OU, UID, EMAIL, UNKNOWN, "2.5.4.72"]), _values).map(
+    lambda pair: (pair[0], *pair[1])
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(_attributes, min_size=1, max_size=3), max_size=4))
+def test_any_subject_is_printed_as_openssl_prints_it(rdns: list[list[tuple[str, int, bytes]]]) -> None:
+    encoding = name(*rdns)
+    assert printed(encoding) == openssl_subject(raw_with_field(5, encoding))
+
+
+def test_short_names_are_openssls() -> None:
+    listing = subprocess.run(
+        ["openssl", "list", "-objects"], capture_output=True, check=True, text=True
+    ).stdout
+    known = {
+        line.rpartition(", ")[2].rpartition(" = ")[2].strip(): line.partition(" = ")[0].strip()
+        for line in listing.splitlines()
+        if " = " in line
+    }
+    attribute_arcs = {kind.rpartition(".")[0] for kind in SHORT_NAMES} - {"1.2.840.113549.1.9"}
+    expected = {kind: short for kind, short in known.items() if kind.rpartition(".")[0] in attribute_arcs}
+    assert len(expected) > 100
+    assert {kind: SHORT_NAMES.get(kind) for kind in expected} == expected
+    assert all(known[kind] == short for kind, short in SHORT_NAMES.items() if kind in known)
+
+
+def test_common_names_are_raw_bytes_in_the_order_of_the_encoding() -> None:
+    certificate = with_subject(
+        [(CN, T61, b"M\xfcller")], [(ORG, UTF8, b"x")], [(UID, UTF8, b"u"), (CN, UTF8, "Ω".encode())]
+    )
+    assert [encode_name(one) for one in describe(certificate).common_names] == [b"M\xfcller", "Ω".encode()]
+
+
+def test_common_names_are_not_folded() -> None:
+    spellings = ["\uff41lice", "ali\u200bce", "alice\u0301", "alice ", "ALICE", "ali\u0441e"]
+    certificate = with_subject(*[[(CN, UTF8, one.encode())] for one in spellings])
+    assert describe(certificate).common_names == tuple(spellings)
+
+
+def test_certificate_without_common_name_has_none_and_an_empty_one_is_kept() -> None:
+    assert describe(with_subject([(ORG, UTF8, b"x")])).common_names == ()
+    assert describe(with_subject([(CN, UTF8, b"")])).common_names == ("",)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (UTF8, b"admin\0.evil.example.com"),
+        (UTF8, b"\0"),
+        (BMP, b"\0a\0l"),
+        (UNIVERSAL, b"\0\0\0a"),
+        (IA5, b"a\0"),
+    ],
+)
+def test_nul_in_any_common_name_refuses_the_certificate(value: tuple[int, bytes]) -> None:
+    for subject in ([[(CN, *value)]], [[(CN, UTF8, b"alice")], [(CN, *value)]]):
+        with pytest.raises(ClientCertificateRefused) as caught:
+            describe(with_subject(*subject))
+        assert caught.value.reason == "SSL certificate's common name contains embedded null"
+
+
+def test_characters_that_openssl_would_leave_out_refuse_the_certificate() -> None:
+    for value in ((BMP, b"\xd8\x00\0a"), (UNIVERSAL, b"\x00\x11\x00\x00"), (UNIVERSAL, b"\xff\xff\xff\xff")):
+        with pytest.raises(der.MalformedDER, match="no Unicode character"):
+            printed(name([(ORG, *value)]))
+
+
+def test_dn_is_plain_ascii_in_one_line_whatever_the_subject_says() -> None:
+    dn = describe(with_subject([(ORG, UTF8, bytes(range(1, 256)))])).dn
+    assert dn.isascii()
+    assert dn.isprintable()
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_damaged_name_raises_nothing_but_a_refusal(data: st.DataObject) -> None:
+    encoding = bytearray(name([(CN, UTF8, b"alice"), (UID, UTF8, b"u")], [(ORG, BMP, b"\0a")]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        encoding[data.draw(st.integers(2, len(encoding) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        certificate = with_field(5, bytes(encoding))
+    except ValueError:
+        return  # the library already refuses it
+    try:
+        described = describe(certificate)
+    except ClientCertificateRefused:
+        return
+    assert described.dn.isascii()
+
+
+def test_serial_fingerprint_and_validity_are_told() -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    end = start + timedelta(days=10)
+    certificate = pki.issue_client(CA, "alice", lifetime=pki.Validity(start, end)).certificate
+    described = describe(certificate)
+    assert described.serial == certificate.serial_number
+    assert described.sha256 == hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+    assert (described.not_before, described.not_after) == (start, end)
+
+
+def test_negative_serial_is_read_as_the_number_that_it_is() -> None:
+    with pytest.warns(CryptographyDeprecationWarning):
+        certificate = with_field(1, b"\x02\x01\xff")
+    assert describe(certificate).serial == -1
+
+
+def test_alternative_names_are_told_by_kind_and_printable() -> None:
+    names = tlv(
+        0x30,
+        tlv(0x82, b"db.example.com")
+        + tlv(0x82, b"\x1b[31m\xff")
+        + tlv(0x86, b"spiffe://example.com/db")
+        + tlv(0x81, b"a@example.com")
+        + tlv(0x87, b"\x7f\0\0\x01")
+        + tlv(0x87, bytes(15) + b"\x01")
+        + tlv(0x87, b"\x01\x02\x03")
+        + tlv(0x88, b"\x2a\x03")
+        + tlv(0x82, b"x" * 1000),
+    )
+    assert describe(with_extension("2.5.29.17", names)).subject_alt_names == (
+        "DNS:db.example.com",
+        "DNS:\\x1b[31m\\xff",
+        "URI:spiffe://example.com/db",
+        "email:a@example.com",
+        "IP:127.0.0.1",
+        "IP:::1",
+        "IP:010203",
+        "DNS:" + "x" * 256 + "...",
+    )
+
+
+def test_many_alternative_names_are_capped() -> None:
+    names = tlv(0x30, b"".join(tlv(0x82, b"h%d" % number) for number in range(60)))
+    shown = describe(with_extension("2.5.29.17", names)).subject_alt_names
+    assert len(shown) == 51
+    assert shown[-1] == "... 10 more"
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "left", "warns"),
+    [
+        (365, 31, False),
+        (365, 29, True),
+        (365, -1, True),
+        (30, 11, False),
+        (30, 9, True),
+        (1, 0.5, False),
+        (1, 0.3, True),
+    ],
+)
+def test_expiry_warns_under_thirty_days_and_under_a_third_of_the_lifetime(
+    lifetime: float, left: float, *, warns: bool
+) -> None:
+    now = datetime(2026, 6, 1, tzinfo=UTC)
+    end = now + timedelta(days=left)
+    issued = pki.issue_client(CA, "alice", lifetime=pki.Validity(end - timedelta(days=lifetime), end))
+    assert expires_soon(describe(issued.certificate), now) is warns
+
+
+def test_days_left_are_whole_days_and_negative_when_over() -> None:
+    described = describe(CLIENT)
+    end = described.not_after
+    assert days_left(described, end - timedelta(days=2, hours=1)) == 2
+    assert days_left(described, end - timedelta(hours=1)) == 0
+    assert days_left(described, end + timedelta(hours=1)) == -1
+
+
+def signed_with(
+    key: rsa.RSAPrivateKey, digest: hashes.HashAlgorithm, *, pss: bool = False
+) -> x509.Certificate:
+    now = datetime.now(UTC)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "db")])
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, now, now + timedelta(days=1))
+    return builder.sign(key, digest, rsa_padding=padding.PSS(padding.MGF1(digest), 32) if pss else None)
+
+
+def test_channel_binding_hash_is_the_signatures() -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    assert end_point_hash_name(CLIENT) == "sha256"
+    assert end_point_hash_name(signed_with(key, hashes.SHA384())) == "sha384"
+    assert end_point_hash_name(signed_with(key, hashes.SHA512())) == "sha512"
+    assert end_point_hash_name(signed_with(key, hashes.SHA384(), pss=True)) == "sha384"
+    assert hashlib.new(end_point_hash_name(signed_with(key, hashes.SHA3_256())) or "").digest_size == 32
+
+
+def test_channel_binding_hash_of_sha1_and_md5_is_sha256() -> None:
+    for algorithm in ("1.2.840.113549.1.1.5", "1.2.840.113549.1.1.4"):
+        outer = der.sole_element(CLIENT.public_bytes(Encoding.DER), der.SEQUENCE)
+        tbs, _, signature = der.elements(outer.content)
+        identifier = tlv(0x30, oid(algorithm) + b"\x05\x00")
+        fields = [field.encoding for field in der.elements(tbs.content)]
+        fields[2] = identifier
+        body = tlv(0x30, b"".join(fields)) + identifier + signature.encoding
+        assert end_point_hash_name(x509.load_der_x509_certificate(tlv(0x30, body))) == "sha256"
+
+
+def test_certificate_signed_by_ed25519_has_no_channel_binding_hash() -> None:
+    issuer = pki.make_ca("Ed", key_type=pki.KeyType.ED25519)
+    assert isinstance(issuer.key, ed25519.Ed25519PrivateKey)
+    assert end_point_hash_name(pki.issue_server(issuer, ["db"]).certificate) is None
+    server = pki.issue_server(issuer, ["db"])
+    assert isinstance(server.key, ec.EllipticCurvePrivateKey)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x30",
+        b"\x30\x80\x00\x00",  # indefinite
+        b"\x30\x81\x01\x00",  # long form where the short one would do
+        b"\x30\x82\x00\x81" + bytes(129),  # padded length
+        b"\x30\x05\x00",  # beyond the end
+        b"\x1f\x81\x01\x00",  # tag number over 30
+        b"\x30\x84\xff\xff\xff\xff",
+    ],
+)
+def test_encodings_that_are_no_der_are_refused(data: bytes) -> None:
+    with pytest.raises(der.MalformedDER):
+        list(der.elements(data))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x01", b"\x2a\x80\x01", b"\x2a\x86", b"\x2a" + b"\x01" * 586])
+def test_object_identifiers_that_are_padded_cut_off_or_endless_are_refused(content: bytes) -> None:
+    with pytest.raises(der.MalformedDER):
+        der.object_identifier(der.Element(der.OBJECT_IDENTIFIER, content, b""))
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=60))
+def test_reading_der_ends_or_refuses_and_covers_every_byte(data: bytes) -> None:
+    try:
+        found = list(der.elements(data))
+    except der.MalformedDER:
+        return
+    assert b"".join(element.encoding for element in found) == data

@@ -38,9 +38,13 @@ _BRACKETED_IPV6: Final = re.compile(r"\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]")
 _BRACED_TEXT: Final = re.compile(r"\{\w*\}")
 _PLAIN_KEY: Final = re.compile(r"[\w-]+")
 
-_QUOTE_IPV6: Final = 'an address in [brackets] must be quoted, as in "[::1]:5432", or YAML takes it for a list'
+_QUOTE_IPV6: Final = (
+    'an address in [brackets] must be quoted, as in "[::1]:5432", or YAML takes it for a list'
+)
 _QUOTE_STAR: Final = 'a text that begins with * must be quoted, as in "*:5432", or YAML takes it for an alias'
-_QUOTE_TAG: Final = 'a text that begins with ! must be quoted, as in "!none", or YAML takes it for a tag; tags are refused'
+_QUOTE_TAG: Final = (
+    'a text that begins with ! must be quoted, as in "!none", or YAML takes it for a tag; tags are refused'
+)
 _QUOTE_BRACES: Final = "a text that begins with { must be quoted, or YAML takes it for a mapping"
 
 
@@ -125,14 +129,18 @@ class _Refused(Exception):
 
 def _decode(content: bytes) -> str:
     if len(content) > MAX_OCTETS:
-        raise _Refused(1, f"the file has {len(content)} bytes, and the limit is {MAX_OCTETS}: is it the right file?")
+        raise _Refused(
+            1, f"the file has {len(content)} bytes, and the limit is {MAX_OCTETS}: is it the right file?"
+        )
     if (at := content.find(b"\0")) >= 0:
         raise _Refused(content.count(b"\n", 0, at) + 1, "a NUL byte: the file must be text in UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise _Refused(line, f"the byte 0x{content[error.start]:02x} is not UTF-8: save the file as UTF-8") from None
+        raise _Refused(
+            line, f"the byte 0x{content[error.start]:02x} is not UTF-8: save the file as UTF-8"
+        ) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -161,9 +169,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in {f"{_TAG}timestamp", f"{_TAG}value"}
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {f"{_TAG}timestamp", f"{_TAG}value"}]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 """No setting is a date, and `=` is a text."""
@@ -227,7 +233,9 @@ class _Builder:
         """The mappings that `<<` names, the first of which wins."""
         values = [value for key, value in node.value if key.tag == f"{_TAG}merge"]
         for extra in values[1:]:
-            self._mistake((*path, "<<"), extra.start_mark.line + 1, "a second << in one mapping: write one with a list")
+            self._mistake(
+                (*path, "<<"), extra.start_mark.line + 1, "a second << in one mapping: write one with a list"
+            )
         for value in values[:1]:
             for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 if isinstance(item, yaml.MappingNode):

@@ -79,8 +79,8 @@ class Listener(Model):
     ssl_ciphers: Text = "HIGH:MEDIUM:+3DES:!aNULL"
     """OpenSSL's cipher list for TLS 1.2 and older."""
 
-    ssl_tls13_ciphers: Text | None = None
-    """The suites of TLS 1.3, joined by colons; None for OpenSSL's own."""
+    ssl_tls13_ciphers: str = ""
+    """The suites of TLS 1.3, joined by colons; empty for OpenSSL's own, as in PostgreSQL."""
 
     ssl_groups: Annotated[
         Text | None, Field(validation_alias=AliasChoices("ssl_groups", "ssl_ecdh_curve"))
@@ -106,9 +106,7 @@ class Listener(Model):
     ident_file: FilePath | None = None
     """pg_ident.conf: the maps that pg_hba.conf names."""
 
-    plaintext_from: Annotated[
-        tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList
-    ] = ()
+    plaintext_from: Annotated[tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList] = ()
     """Networks, in CIDR notation, that may start a session in clear text."""
 
     unix_socket_permissions: Annotated[int, BeforeValidator(parse_file_mode)] = 0o770

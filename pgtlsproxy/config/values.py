@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface, ip_network
 from typing import Final
 
 from pgtlsproxy.identity import printable
@@ -119,7 +119,9 @@ def parse_time(value: object) -> float:
         return float(value)
     if isinstance(value, str) and (match := _TIME.fullmatch(value.strip())) is not None:
         return float(match[1]) * _SECONDS[match[2]]
-    raise ValueError(f"{found(value)} is no time: write a number with ms, s, min, h or d behind it, as in 10s")
+    raise ValueError(
+        f"{found(value)} is no time: write a number with ms, s, min, h or d behind it, as in 10s"
+    )
 
 
 def parse_list(value: object) -> tuple[object, ...]:
@@ -132,16 +134,22 @@ def parse_list(value: object) -> tuple[object, ...]:
 
 
 def parse_ports(value: object) -> tuple[int, ...]:
-    """libpq's `port`: one, or a list, in which an empty element is 5432."""
+    """libpq's `port`: one number, or a list of them; an empty element of a comma list is 5432."""
     if isinstance(value, str) and "," in value:
-        items = [int(item) if item.isdecimal() and item.isascii() else item or DEFAULT_PORT for item in parse_list(value)]  # type: ignore[union-attr]
-    else:
-        items = value if isinstance(value, list) else [value]
-    ports = tuple(item for item in items if isinstance(item, int) and not isinstance(item, bool))
-    if ports and len(ports) == len(items) and all(0 < port <= MAX_PORT for port in ports):
-        return ports
-    wrong = next((item for item in items if item not in ports or not 0 < item <= MAX_PORT), value)
-    raise ValueError(f"{found(wrong)} is no port: write a number from 1 to {MAX_PORT} without quotes")
+        return tuple(
+            _port(_number(item)) if item else DEFAULT_PORT for item in map(str.strip, value.split(","))
+        )
+    return tuple(_port(item) for item in (value if isinstance(value, list | tuple) else [value]))
+
+
+def _number(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) else text
+
+
+def _port(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_PORT:
+        return value
+    raise ValueError(f"{found(value)} is no port: write a number from 1 to {MAX_PORT}, without quotes")
 
 
 def parse_listen_address(value: object) -> TCPAddress | UnixAddress:
@@ -155,14 +163,18 @@ def parse_listen_address(value: object) -> TCPAddress | UnixAddress:
         return _unix_address(value.removeprefix("unix:"), value)
     if value.startswith("/"):
         if _SOCKET_FILE.fullmatch(value) is None:
-            raise ValueError(f'{found(value)} is no socket file: write "unix:{value}" or {value}/.s.PGSQL.5432')
+            raise ValueError(
+                f'{found(value)} is no socket file: write "unix:{value}" or {value}/.s.PGSQL.5432'
+            )
         return _unix_address(value, value)
     return _tcp_address(value)
 
 
 def _unix_address(text: str, value: str) -> UnixAddress:
     if not text.startswith("/"):
-        raise ValueError(f'{found(value)}: the folder of a Unix socket begins with /, as in "unix:/run/pgtlsproxy"')
+        raise ValueError(
+            f'{found(value)}: the folder of a Unix socket begins with /, as in "unix:/run/pgtlsproxy"'
+        )
     if (match := _SOCKET_FILE.fullmatch(text)) is not None:
         folder, port_text = match["folder"], match["port"]
     else:
@@ -170,7 +182,7 @@ def _unix_address(text: str, value: str) -> UnixAddress:
         if not colon:
             folder, port_text = text, str(DEFAULT_PORT)
     if not (port_text.isdecimal() and port_text.isascii() and 0 < (port := int(port_text)) <= MAX_PORT):
-        raise ValueError(f'{found(value)}: a port from 1 to {MAX_PORT} belongs behind the colon')
+        raise ValueError(f"{found(value)}: a port from 1 to {MAX_PORT} belongs behind the colon")
     path = f"{folder.rstrip('/')}/.s.PGSQL.{port}"
     if (length := len(path.encode())) > MAX_UNIX_PATH_OCTETS:
         raise ValueError(
@@ -248,18 +260,22 @@ def parse_host_address(value: object) -> str | None:
 
 def parse_network(value: object) -> Network:
     """A network in CIDR notation."""
-    if isinstance(value, str) and is_ip(value):
-        bits = 128 if ":" in value else 32
-        raise ValueError(f"{found(value)} has no prefix length: write {value}/{bits} for this one address")
+    text = value if isinstance(value, str) else ""
+    if is_ip(text):
+        raise ValueError(
+            f"{found(text)} has no prefix length: write {text}/{128 if ':' in text else 32} for this one address"
+        )
     try:
-        network = ip_network(value if isinstance(value, str) else "", strict=False)
-        exact = ip_network(value if isinstance(value, str) else "", strict=False) == ip_network(str(value))
-    except ValueError as error:
-        if "host bits" in str(error):
-            raise ValueError(f"{found(value)} has bits set behind its prefix: write {network}") from None
+        network = ip_network(text, strict=False)
+        exact = ip_interface(text).ip == network.network_address and text.rpartition("/")[2].isdecimal()
+    except ValueError:
         raise ValueError(f"{found(value)} is no network: write CIDR notation, as in 10.0.0.0/8") from None
-    if not exact:  # pragma: no cover
-        raise ValueError
+    if not exact:
+        raise ValueError(f"{found(value)}: if {network} is meant, write that")
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
+        raise ValueError(
+            f"{found(value)}: clients with IPv4 addresses are known by those: write an IPv4 network"
+        )
     return network
 
 

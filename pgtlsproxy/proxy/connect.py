@@ -11,7 +11,7 @@ from pgtlsproxy.config import Backend
 from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.protocol.messages import backend_reader, parse_error_response
-from pgtlsproxy.protocol.startup import encode_startup
+from pgtlsproxy.protocol.startup import MAX_NAME_OCTETS, StartupMessage, encode_startup
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.dial import dial, read_message, send_to_backend
 from pgtlsproxy.proxy.stages import BackendAddress, BackendLeg, Negotiated
@@ -64,15 +64,32 @@ def _startup_for(negotiated: Negotiated, grant: Grant, backend: Backend) -> byte
     `pgtlsproxy.*` were dropped when its StartupMessage was parsed.
     """
     accepted, certificate = negotiated.accepted, negotiated.certificate
-    client_name = grant.identity or ""
+    name = certificate.dn if certificate is not None else grant.identity or ""
     extra: list[tuple[str, str]] = []
+    if backend.application_name_add is not None:
+        added = backend.application_name_add.format(
+            addr=accepted.address, port=accepted.address.port or "", name=name, session=accepted.session
+        )
+        extra.append(("application_name", joined_application_name(negotiated.startup, added)))
     if backend.client_address:
-        extra = [
+        extra += [
             ("pgtlsproxy.client_addr", str(accepted.address)),
-            ("pgtlsproxy.client_name", certificate.dn if certificate is not None else client_name),
+            ("pgtlsproxy.client_name", name),
             ("pgtlsproxy.session", accepted.session),
         ]
     return encode_startup(negotiated.startup, newest=backend.max_protocol_version, extra=extra)
+
+
+def joined_application_name(startup: StartupMessage, added: str) -> str:
+    """The client's application_name with ours behind it, in the 63 bytes that PostgreSQL keeps.
+
+    What is too long is the client's part, cut first. PostgreSQL shows ASCII alone and turns the rest into
+    question marks or escapes (check_application_name, src/backend/commands/variable.c); so do we.
+    """
+    own = "".join(character if " " <= character <= "~" else "?" for character in added)[:MAX_NAME_OCTETS]
+    sent = startup.parameter("application_name") or ""
+    client = "".join(character if " " <= character <= "~" else "?" for character in sent)
+    return client[: MAX_NAME_OCTETS - len(own)] + own
 
 
 async def _start(leg: Leg, address: BackendAddress, startup: bytes, negotiated: Negotiated) -> BackendLeg:

@@ -60,7 +60,9 @@ def judge_expiry(snapshot: Snapshot, now: datetime | None = None) -> Expiry:
             soon.append(Mistake(where, f"{named.dn} expires in {left} days, on {named.not_after:%Y-%m-%d}"))
     for where, crl in _crls(snapshot):
         if crl.next_update_utc is not None and moment > crl.next_update_utc:
-            text = f"the CRL is past its nextUpdate, {crl.next_update_utc:%Y-%m-%d %H:%M} UTC: it admits nobody"
+            text = (
+                f"the CRL is past its nextUpdate, {crl.next_update_utc:%Y-%m-%d %H:%M} UTC: it admits nobody"
+            )
             expired.append(Mistake(where, text))
     return Expiry(tuple(expired), tuple(soon))
 

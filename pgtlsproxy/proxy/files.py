@@ -104,7 +104,7 @@ def _read_settings(path: str) -> tuple[Settings | None, tuple[Mistake, ...]]:
     try:
         content = read_file(path, "configuration file")
         settings = load_settings(path, content)
-        if settings.has_inline_secret:
+        if any(backend.has_inline_secret for backend in settings.backends.values()):
             problem = key_file_problem(
                 path, Path(path).stat(), os.geteuid(), "configuration file with sslpassword"
             )

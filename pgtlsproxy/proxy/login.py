@@ -31,6 +31,8 @@ from pgtlsproxy.protocol.backend import (
     without_channel_binding,
 )
 from pgtlsproxy.protocol.messages import (
+    AUTHENTICATION_SASL,
+    Authentication,
     Message,
     client_reader,
     encode_sasl_mechanisms,
@@ -167,6 +169,7 @@ class _Login:
         )
         if verdict.action is Action.REFUSE:
             raise BackendMisbehaved(verdict.reason)
+        self._check_require_auth(request)
         raw = message.raw
         if SCRAM_PLUS in request.mechanisms and not self._backend.is_same_leaf:
             self._is_binding_removed = True
@@ -175,6 +178,21 @@ class _Login:
         if self.exchange.is_client_turn:
             await self._flush()
             await self._relay_answer()
+
+    def _check_require_auth(self, request: Authentication) -> None:
+        """libpq's require_auth, as it holds for the backend's first question."""
+        methods = {3: "password", 5: "md5", 7: "gss", 9: "sspi"}
+        if request.code == AUTHENTICATION_SASL:
+            is_scram = self.exchange.outcome.challenge is Challenge.SCRAM
+            method = "scram-sha-256" if is_scram else "oauth"
+        elif request.code in methods:
+            method = methods[request.code]
+        else:
+            return
+        if not self._settings.allows_auth(method):
+            raise BackendMisbehaved(
+                f"the backend asks for {method} authentication, which its require_auth does not allow"
+            )
 
     async def _relay_answer(self) -> None:
         while (message := self.client_reader.next()) is None:

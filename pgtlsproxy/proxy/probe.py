@@ -80,7 +80,7 @@ async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str]:
         return None, f"answers an unknown user with {error.sqlstate}: {error.message}"
     request = parse_authentication(message.body)
     if request.code == 0:
-        if backend.settings.login == "passthrough" and not backend.settings.allows_no_authentication:
+        if backend.settings.login == "passthrough" and not backend.settings.allows_none:
             return (
                 "it lets an unknown user in without asking for a proof: it believes the proxy, or everybody. "
                 "With login: passthrough such sessions are refused; let its pg_hba.conf ask (scram-sha-256)",

@@ -113,7 +113,7 @@ def listen_unix(address: UnixAddress, permissions: int, group: str | None) -> Li
         raise BindError(
             f"cannot make {lock_path}: {error.strerror}; the folder must exist and be ours"
         ) from None
-    opened = ListeningSocket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), str(path), [], lock)
+    opened = ListeningSocket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), f"unix:{path}", [], lock)
     try:
         _take_lock(lock, lock_path)
         _refuse_live_socket(path)

@@ -70,7 +70,7 @@ class Units:
             login=Login(backend.login),
             own_credential=backend.uses_own_credential,
             reserved_users=frozenset(backend.reserved_users),
-            require_auth_none=backend.allows_no_authentication,
+            require_auth_none=backend.allows_none,
         )
         transports = ListenerTransports(
             unix=listener.has_unix,
@@ -146,7 +146,7 @@ class Units:
             min_protocol_version=listener.ssl_min_protocol_version,
             max_protocol_version=listener.ssl_max_protocol_version,
             ciphers=listener.ssl_ciphers,
-            tls13_ciphers=listener.ssl_tls13_ciphers,
+            tls13_ciphers=listener.ssl_tls13_ciphers or "",
             groups=listener.ssl_groups or contexts.DEFAULT_CLIENT_GROUPS,
             prefer_server_ciphers=listener.ssl_prefer_server_ciphers,
             dh_params=(

@@ -8,6 +8,7 @@ server does the same (`be_tls_init` in be-secure-openssl.c).
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -303,7 +304,8 @@ def _note_verify_error(
     record = connection.get_app_data()
     if not verified and isinstance(record, HandshakeRecord):
         record.verify_error, record.verify_depth = error, depth
-        record.certificate = certificate.to_cryptography()
+        with contextlib.suppress(ValueError):  # OpenSSL reads certificates that cryptography does not
+            record.certificate = certificate.to_cryptography()
     return bool(verified)
 
 

@@ -20,6 +20,7 @@ from typing import Final, Literal, TypeVar
 
 import trio
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
@@ -136,6 +137,11 @@ class TLSLeg:
             connection.get_verified_chain(as_cryptography=True) or ()
         )
 
+    @property
+    def peer_leaf_der(self) -> bytes | None:
+        """The peer's certificate in DER, which SCRAM's channel binding hashes."""
+        return None if self.peer_leaf is None else self.peer_leaf.public_bytes(Encoding.DER)
+
     async def receive(self, max_octets: int) -> bytes:
         """The next decrypted bytes; empty after the peer's close_notify.
 
@@ -243,7 +249,10 @@ async def accept_tls(sock: socket.socket, context: SSL.Context) -> TLSLeg:
         raise ClientTLSFailed(f"TLS handshake failed: {openssl_reason(error)}") from None
     if openssl.is_resumed(connection):
         raise ClientTLSFailed("the client resumed a session, which skips the verification of its certificate")
-    leg = TLSLeg(sock, connection)
+    try:
+        leg = TLSLeg(sock, connection)
+    except ValueError as error:  # OpenSSL reads certificates that cryptography does not
+        raise ClientCertificateRefused(f"the client's certificate cannot be read: {error}") from None
     if leg.peer_leaf is not None and not leg.peer_chain:
         raise ClientTLSFailed("the client's certificate was not verified in this handshake")
     return leg
@@ -273,7 +282,10 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
     except SSL.Error as error:
         verdict = f": {verify_error_text(record.verify_error)}" if record.verify_error else ""
         raise LegLost(f"{openssl_reason(error)}{verdict}") from None
-    return TLSLeg(sock, connection)
+    try:
+        return TLSLeg(sock, connection)
+    except ValueError as error:
+        raise LegLost(f"the server's certificate cannot be read: {error}") from None
 
 
 async def _handshake(sock: socket.socket, connection: SSL.Connection) -> None:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from pgtlsproxy import pki
-from pgtlsproxy.cli import certs_show
+from pgtlsproxy.cli import certs_files, certs_show
 from pgtlsproxy.cli.certs import certs
 
 SCRIPT = Path(__file__).parents[2] / "certs" / "dev" / "make-certs"
@@ -124,6 +124,13 @@ def test_nothing_is_overwritten_silently_and_nothing_half_written(folder: Path, 
     assert f"{existing} exists already: nothing was written" in result.output
     assert names(folder) == [existing]
     assert Path(existing).read_bytes() == b"precious"
+
+
+def test_file_that_appears_in_between_is_not_overwritten(folder: Path) -> None:
+    Path("x.key").write_bytes(b"precious")
+    with pytest.raises(certs_files.AlreadyThere, match=r"x\.key exists already"):
+        certs_files.write(Path("x.key"), b"new", 0o600, force=False)
+    assert Path("x.key").read_bytes() == b"precious"
 
 
 def test_dead_link_is_not_written_through(folder: Path) -> None:

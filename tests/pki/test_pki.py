@@ -166,19 +166,9 @@ def test_server_name_too_long_for_a_common_name_leaves_the_subject_empty() -> No
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        " ",
-        "a b",
-        "db:5432",
-        "bücher.example",
-        "*",
-        "a.*.example",
-        "*a.example",
-        "-a.example",
-        "a..b",
-        "a.",
-    ]
-    + ["1.2.3", "999.1.1.1", "a/b", "a\n", "x" * 64, ".".join(["a" * 60] * 5)],
+        *("", " ", "a b", "db:5432", "bücher.example", "*", "a.*.example", "*a.example", "-a.example"),
+        *("a..b", "a.", "1.2.3", "999.1.1.1", "a/b", "a\n", "x" * 64, ".".join(["a" * 60] * 5)),
+    ],
 )
 def test_name_that_is_neither_dns_nor_ip_is_refused(name: str) -> None:
     with pytest.raises(pki.CannotIssue, match="neither an IP address nor a DNS name"):

@@ -166,6 +166,8 @@ CASES = {
     "only addresses and a common name, unlike libpq": Case(
         certificate(ip("192.0.2.1"), cns=(b"common-name.test",)), ("192.0.2.1",), ("common-name.test",)
     ),
+    "address in an odd form as common name": Case(cn_only("127.000.000.001"), (), ("127.000.000.001",)),
+    "address in an odd form in a dNSName": Case(certificate(*dns("0x7f.1")), (), ("0x7f.1",)),
     "address in a dNSName, unlike libpq": Case(
         certificate(*dns("192.0.2.1")), (), ("192.0.2.1", "192.0.2.01")
     ),

@@ -1,0 +1,426 @@
+"""A backend: the PostgreSQL servers that sessions go on to, and how they are satisfied. It speaks libpq."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from string import Formatter
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+from pgtlsproxy.config.model import (
+    CommaList,
+    FilePath,
+    LibpqSwitch,
+    Model,
+    ProtocolVersion,
+    Seconds,
+    Text,
+    absolute,
+    in_range,
+    is_range,
+    one_of,
+)
+from pgtlsproxy.config.values import (
+    DEFAULT_PORT,
+    Host,
+    found,
+    parse_host,
+    parse_host_address,
+    parse_ports,
+    parse_role_name,
+)
+from pgtlsproxy.identity import Secret
+
+MAX_CONNECT_TIMEOUT_SECONDS: Final = 3600.0
+
+SYSTEM_ROOTS: Final = "system"
+"""The value of sslrootcert that stands for the operating system's list."""
+
+USER_PLACEHOLDER: Final = "{user}"
+
+AUTH_METHODS: Final = ("password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none")
+"""libpq's vocabulary for require_auth (PostgreSQL manual, 34.1.2)."""
+
+NAME_PLACEHOLDERS: Final = ("addr", "port", "name", "session")
+"""What a template of application_name_add may say of the client."""
+
+_PROTOCOLS: Final = {"3.0": (3, 0), "3.2": (3, 2), 3.0: (3, 0), 3.2: (3, 2)}
+
+
+def _secret(value: object) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    if isinstance(value, str) and value:
+        return Secret(value.encode())
+    raise ValueError("expected a text, in quotes if it looks like a number")
+
+
+def _sslmode(value: object) -> object:
+    if value == "allow":
+        raise ValueError('found "allow", which tries clear text first: use prefer, or better verify-full')
+    return one_of("verify-full", "verify-ca", "require", "prefer", "disable")(value)
+
+
+def _root_certificates(value: str, info: ValidationInfo) -> str:
+    return value if value == SYSTEM_ROOTS else absolute(value, info)
+
+
+def _template_path(value: str, info: ValidationInfo) -> str:
+    """A path whose last component may hold `{user}`, so that no user name leaves the folder."""
+    folder, _, name = value.rpartition("/")
+    if "{" in folder or name.count(USER_PLACEHOLDER) > 1 or "{" in name.replace(USER_PLACEHOLDER, ""):
+        raise ValueError(
+            f"{found(value)}: braces may only be {USER_PLACEHOLDER}, once, in the file's own name"
+        )
+    return absolute(value, info)
+
+
+def _require_auth(methods: tuple[str, ...]) -> tuple[str, ...]:
+    names = [method.removeprefix("!") for method in methods]
+    for method, name in zip(methods, names, strict=True):
+        if name not in AUTH_METHODS:
+            raise ValueError(f"{found(method)} is no method: expected some of {', '.join(AUTH_METHODS)}")
+    if len({method.startswith("!") for method in methods}) > 1:
+        raise ValueError("methods with ! and without cannot be mixed: list what is allowed, or what is not")
+    if len(set(names)) < len(names):
+        raise ValueError("a method is listed twice")
+    return methods
+
+
+def _protocol(value: object) -> tuple[int, int]:
+    if isinstance(value, str | float) and value in _PROTOCOLS:
+        return _PROTOCOLS[value]
+    raise ValueError(f'found {found(value)}, expected "3.0" or "3.2"')
+
+
+def _name_template(value: object) -> str | None:
+    """`off`, or a template; a literal brace is doubled, as in Python's format strings."""
+    if value is False:
+        return None
+    if not isinstance(value, str) or not value:
+        raise ValueError(f'found {found(value)}, expected off or a template, as in "{{name}}@{{addr}}"')
+    try:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(value)]
+    except ValueError:
+        raise ValueError(f"{found(value)}: a brace has no counterpart; a literal one is doubled") from None
+    for name, spec, conversion in fields:
+        if name is not None and (name not in NAME_PLACEHOLDERS or spec or conversion):
+            known = ", ".join(f"{{{placeholder}}}" for placeholder in NAME_PLACEHOLDERS)
+            raise ValueError(f"{found(value)}: {found('{' + name + '}')} is unknown; there are {known}")
+    return value
+
+
+class Backend(Model):
+    """One backend: one database cluster, under one or several hosts.
+
+    Settings mean what libpq means by them (PostgreSQL manual, 34.1.2 Parameter Key Words).
+    """
+
+    not_in_this_version: ClassVar[frozenset[str]] = frozenset(
+        {
+            "sslcert_issuer",
+            "sslkey_issuer",
+            "sslcert_lifetime",
+            "passfile",
+            "proxy_protocol",
+            "host_probe",
+            "keepalives",
+            "keepalives_idle",
+            "keepalives_interval",
+            "keepalives_count",
+            "tcp_user_timeout",
+            "dns_cache",
+        }
+    )
+
+    host: Annotated[tuple[Annotated[str, BeforeValidator(parse_host)], ...], CommaList] = ()
+    """Names, numeric addresses or folders of Unix sockets, tried in turn."""
+
+    hostaddr: Annotated[
+        tuple[Annotated[str | None, BeforeValidator(parse_host_address)], ...], CommaList
+    ] = ()
+    """Numeric addresses to dial instead of looking `host` up; as many as hosts."""
+
+    port: Annotated[tuple[int, ...], BeforeValidator(parse_ports)] = (DEFAULT_PORT,)
+    """One port for all hosts, or as many as hosts."""
+
+    connect_timeout: Annotated[Seconds, AfterValidator(in_range(0, MAX_CONNECT_TIMEOUT_SECONDS))] = 5.0
+    """Seconds an address may take for TCP and TLS; 0 for no limit. libpq's own default is none, which
+    lets one dead host use up the whole login."""
+
+    target_session_attrs: Annotated[
+        Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"],
+        BeforeValidator(one_of("any", "read-write", "read-only", "primary", "standby", "prefer-standby")),
+    ] = "any"
+    """Which of the hosts will do."""
+
+    load_balance_hosts: Annotated[
+        Literal["disable", "random"], BeforeValidator(one_of("disable", "random"))
+    ] = "disable"
+    """Whether hosts and their addresses are tried in random order."""
+
+    sslmode: Annotated[
+        Literal["verify-full", "verify-ca", "require", "prefer", "disable"], BeforeValidator(_sslmode)
+    ] = "verify-full"
+    """How TLS is demanded and verified. Weaker than the default needs `insecure_backend`; Unix sockets
+    have no TLS, whatever it says."""
+
+    sslnegotiation: Annotated[
+        Literal["postgres", "direct"], BeforeValidator(one_of("postgres", "direct"))
+    ] = "postgres"
+    """Whether TLS begins with SSLRequest or at once."""
+
+    sslrootcert: Annotated[Text, AfterValidator(_root_certificates)] | None = None
+    """PEM: who is believed about the server; `system` for the operating system's list."""
+
+    sslcrl: FilePath | None = None
+    """PEM: revocation lists. Where one is given, every certificate of a chain needs one."""
+
+    sslcrldir: FilePath | None = None
+    """A folder of such lists, read whole at every load."""
+
+    sslsni: LibpqSwitch = True
+    """Whether the host's name is sent in the handshake."""
+
+    sslcert: Annotated[Text, AfterValidator(_template_path)] | None = None
+    """PEM: the client certificate that the proxy shows; with `{user}` in its name, one a user."""
+
+    sslkey: Annotated[Text, AfterValidator(_template_path)] | None = None
+    """PEM or DER: its private key; with `{user}` where `sslcert` has it."""
+
+    sslpassword: Annotated[Secret, BeforeValidator(_secret)] | None = None
+    """The key's passphrase. It makes the configuration a file that only its owner may read."""
+
+    sslpassword_file: FilePath | None = None
+    """A file with the key's passphrase in its first line."""
+
+    ssl_min_protocol_version: ProtocolVersion = "TLSv1.2"
+    """The oldest TLS that is spoken; older than TLSv1.2 is refused."""
+
+    ssl_max_protocol_version: ProtocolVersion | None = None
+    """The newest TLS that is spoken; None for no end."""
+
+    requirepeer: Text | None = None
+    """The operating system user that must run the server at a Unix socket."""
+
+    require_auth: (
+        Annotated[tuple[str, ...], CommaList, Field(min_length=1), AfterValidator(_require_auth)] | None
+    ) = None
+    """How the backend may ask for a proof; each with ! for how it may not. None for any way, but not
+    for letting a session in unasked, which only an explicit `none` allows."""
+
+    login: Annotated[
+        Literal["passthrough", "certificate"],
+        BeforeValidator(one_of("passthrough", "certificate", later=("passfile",))),
+    ]
+    """Who satisfies the backend: the client (passthrough), or the proxy's certificate."""
+
+    reserved_users: Annotated[frozenset[str], BeforeValidator(frozenset), CommaList] = frozenset({"postgres"})
+    """Users who need a line of pg_hba.conf that names them where the backend sees the proxy's own
+    credential."""
+
+    insecure_backend: bool = False
+    """Whether `sslmode` may be weaker than verify-full."""
+
+    cancel_unknown: Annotated[Literal["forward", "drop"], BeforeValidator(one_of("forward", "drop"))] = (
+        "forward"
+    )
+    """What becomes of a CancelRequest whose key no session here has."""
+
+    client_address: bool = False
+    """Whether `pgtlsproxy.client_addr`, `.client_name` and `.session` are appended to the StartupMessage:
+    for logs, never for authorisation."""
+
+    max_protocol_version: Annotated[tuple[int, int], BeforeValidator(_protocol)] = (3, 2)
+    """The newest protocol that the backend is told of; "3.0" for poolers that hang up at 3.2."""
+
+    application_name_add: Annotated[str | None, BeforeValidator(_name_template)] = None
+    """A text appended to application_name; knows `{addr} {port} {name} {session}`. None for off."""
+
+    shared_client_ca: bool = False
+    """Whether the issuer of the proxy's certificates may vouch for clients of a listener too."""
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """The hosts to try, in order."""
+        count = max(len(self.host), len(self.hostaddr))
+        names = self.host or ("",) * count
+        addresses = self.hostaddr or (None,) * count
+        ports = self.port if len(self.port) == count else self.port[:1] * count
+        return tuple(map(Host, names, addresses, ports))
+
+    @property
+    def has_unix_host(self) -> bool:
+        """Whether a host is reached through a Unix socket, where `peer` sees the proxy's own user."""
+        return any(host.is_unix for host in self.hosts)
+
+    @property
+    def has_tcp_host(self) -> bool:
+        """Whether a host is reached through TCP, where TLS is spoken."""
+        return any(not host.is_unix for host in self.hosts)
+
+    @property
+    def uses_own_credential(self) -> bool:
+        """Whether the backend can take something of the proxy's own for a proof of the user."""
+        return self.login != "passthrough" or self.sslcert is not None or self.has_unix_host
+
+    @property
+    def has_user_certificates(self) -> bool:
+        """Whether `sslcert` and `sslkey` name one file a user."""
+        return self.sslcert is not None and USER_PLACEHOLDER in self.sslcert.rpartition("/")[2]
+
+    @property
+    def has_inline_secret(self) -> bool:
+        """Whether the configuration itself holds a passphrase, and so must be unreadable to others."""
+        return self.sslpassword is not None
+
+    @property
+    def allows_none(self) -> bool:
+        """Whether require_auth says that the backend may let a session in unasked.
+
+        libpq takes a list of negations for such a permission too; here it must be written down.
+        """
+        return self.require_auth is not None and "none" in self.require_auth
+
+    @property
+    def verifies_chain(self) -> bool:
+        """Whether the server's chain is verified: libpq does so with `require` too where it has roots."""
+        return self.sslmode.startswith("verify-") or (
+            self.sslmode != "disable" and self.sslrootcert is not None
+        )
+
+    def allows_auth(self, method: str) -> bool:
+        """Whether require_auth lets the backend ask in this way.
+
+        Args:
+            method: one of AUTH_METHODS.
+        """
+        if self.require_auth is None:
+            return True
+        if self.require_auth[0].startswith("!"):
+            return f"!{method}" not in self.require_auth
+        return method in self.require_auth
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between settings that are right one by one."""
+        yield from self._host_mistakes()
+        if self.has_tcp_host:
+            yield from self._tls_mistakes()
+        yield from self._credential_mistakes()
+        if not is_range("TLSv1.2", self.ssl_min_protocol_version):
+            yield (
+                "ssl_min_protocol_version",
+                f"{self.ssl_min_protocol_version} is too old: TLSv1.2 or TLSv1.3",
+            )
+        if not is_range(self.ssl_min_protocol_version, self.ssl_max_protocol_version):
+            yield (
+                "ssl_max_protocol_version",
+                f"invalid SSL protocol version range: {self.ssl_max_protocol_version} is older than "
+                f"ssl_min_protocol_version, which is {self.ssl_min_protocol_version}",
+            )
+
+    def _host_mistakes(self) -> Iterator[tuple[str, str]]:
+        count = max(len(self.host), len(self.hostaddr))
+        if not count:
+            yield "host", "is missing: name the server, or the folder of its Unix socket"
+            return
+        if self.host and self.hostaddr and len(self.host) != len(self.hostaddr):
+            yield (
+                "hostaddr",
+                f"could not match {len(self.host)} host names to {len(self.hostaddr)} hostaddr values",
+            )
+            return
+        if len(self.port) not in {1, count}:
+            yield "port", f"could not match {len(self.port)} port numbers to {count} hosts"
+        for index, host in enumerate(self.hosts):
+            if not host.host and host.hostaddr is None:
+                yield "host", f"element {index + 1} is empty"
+            elif not host.host and self.sslmode == "verify-full":
+                yield (
+                    "host",
+                    "host name must be specified for a verified SSL connection: hostaddr is not enough",
+                )
+            elif host.is_unix and host.hostaddr is not None:
+                yield "hostaddr", f"{host.host} is a Unix socket and has no address"
+        if self.requirepeer is not None and not self.has_unix_host:
+            yield "requirepeer", "would have no effect: no host is a Unix socket"
+        if self.target_session_attrs != "any" and self.login == "passthrough":
+            yield (
+                "target_session_attrs",
+                f"{self.target_session_attrs} cannot work with login: passthrough: the host's role is known only "
+                "behind AuthenticationOk, when the client has spent its SCRAM proof on that host and cannot prove "
+                "itself to the next one; use any, or login: certificate",
+            )
+
+    def _tls_mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.sslmode != "verify-full" and self.sslrootcert == SYSTEM_ROOTS:
+            yield (
+                "sslmode",
+                f'weak sslmode "{self.sslmode}" may not be used with sslrootcert=system (use "verify-full"): '
+                "anybody can have a certificate of those issuers",
+            )
+        elif self.sslmode != "verify-full" and not self.insecure_backend:
+            yield (
+                "sslmode",
+                f"{self.sslmode} lets whoever is on the path be the server: use verify-full, or say "
+                "insecure_backend: true as well",
+            )
+        if self.sslmode.startswith("verify-") and self.sslrootcert is None:
+            yield (
+                "sslrootcert",
+                f"is missing, and sslmode {self.sslmode} needs it: the CA's certificate, or system for the "
+                "operating system's list",
+            )
+        if self.sslnegotiation == "direct" and self.sslmode in {"disable", "prefer"}:
+            yield (
+                "sslnegotiation",
+                f'weak sslmode "{self.sslmode}" may not be used with sslnegotiation=direct '
+                '(use "require", "verify-ca", or "verify-full")',
+            )
+        if not self.verifies_chain:
+            for key in ("sslcrl", "sslcrldir"):
+                if getattr(self, key) is not None:
+                    yield (
+                        key,
+                        f"would have no effect: sslmode {self.sslmode} without sslrootcert verifies nothing",
+                    )
+
+    def _credential_mistakes(self) -> Iterator[tuple[str, str]]:
+        if (self.sslcert is None) != (self.sslkey is None):
+            missing, given = ("sslkey", "sslcert") if self.sslkey is None else ("sslcert", "sslkey")
+            yield missing, f"is missing, and {given} is given: a certificate and its key belong together"
+        elif self.sslcert is not None and self.sslkey is not None:
+            in_key = USER_PLACEHOLDER in self.sslkey.rpartition("/")[2]
+            if self.has_user_certificates != in_key:
+                yield (
+                    "sslkey",
+                    f"{USER_PLACEHOLDER} stands in one of sslcert and sslkey: it must stand in both",
+                )
+        if self.login == "certificate" and self.has_tcp_host:
+            if self.sslcert is None and self.sslkey is None:
+                yield "sslcert", "is missing, and login: certificate shows it to the backend"
+            if self.sslmode in {"disable", "prefer"}:
+                yield "login", f"a certificate needs TLS, and sslmode {self.sslmode} does not demand it"
+        for key in ("sslpassword", "sslpassword_file"):
+            if getattr(self, key) is not None and self.sslkey is None:
+                yield key, "would have no effect without sslkey"
+        if self.sslpassword is not None and self.sslpassword_file is not None:
+            yield "sslpassword_file", "sslpassword is given too: keep one of the two"
+
+    def warnings(self) -> Iterator[tuple[str, str]]:
+        """What works and should be looked at: (key, what) pairs."""
+        if not self.has_tcp_host or self.sslmode == "verify-full":
+            return
+        hosts = ", ".join(host.host or str(host.hostaddr) for host in self.hosts if not host.is_unix)
+        dangers = {
+            "verify-ca": "any certificate of its CA can be the server, for host names are not compared",
+            "require": "TLS is there, but whoever is on the path can be the server",
+            "prefer": "whoever is on the path can be the server, or turn TLS off",
+            "disable": "everything is in clear text: whoever is on the path reads and changes it",
+        }
+        yield "insecure_backend", f"sslmode {self.sslmode} to {hosts}: {dangers[self.sslmode]}"
+
+
+_FILE_NAME_FOR_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,62}")

@@ -6,8 +6,9 @@ PostgreSQL manual, chapter 54 (protocol-message-formats). Everything here is byt
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from pgtlsproxy.errors import BackendMisbehaved, ProtocolViolation, ProxyError
@@ -21,13 +22,21 @@ MAX_AUTH_TOKEN_OCTETS: Final = 65535
 """Longest length word of a client's authentication message; PG_MAX_AUTH_TOKEN_LENGTH in libpq/auth.h."""
 
 MAX_LOGIN_MESSAGE_OCTETS: Final = 65536
-"""Longest length word of a backend's message before ReadyForQuery. libpq takes 2,000 for `R` and `v` and
-30,000 for `E`; a ParameterStatus with a long `search_path` is the longest that is met."""
+"""Longest length word of a backend's message before ReadyForQuery. libpq itself takes no more than 2,000 for
+`R` and 30,000 for the others; what lies between is left to the client."""
+
+MAX_NEGOTIATE_OCTETS: Final = 2000
+"""Longest length word of a backend's NegotiateProtocolVersion, as in libpq (PQconnectPoll)."""
+
+MIN_KEY_OCTETS: Final = 4
+MAX_KEY_OCTETS: Final = 256
+"""Bounds of a cancel key: 4 octets in protocol 3.0, as long as the server likes up to 256 in 3.2."""
 
 MAX_LOGIN_OCTETS: Final = 1_048_576
-"""All that a backend may send before ReadyForQuery."""
+"""All that one side may send before ReadyForQuery."""
 
 _LENGTH: Final = struct.Struct("!I")
+_INT32: Final = struct.Struct("!i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +61,27 @@ class MessageReader:
     """Cuts a peer's bytes into messages, within limits, and hands back what it did not need.
 
     Args:
-        allowed: the type bytes that may come now.
-        max_octets: the largest length word.
+        max_octets: the types that may come, and for each its largest length word.
         max_total_octets: the most that may be taken in all.
-        violation: makes the error for what breaks these rules, from a reason for the log.
+        once: those of the types that may come only once.
+        unexpected: makes the error for a type that may not come.
+        invalid: makes the error for a length beyond the limits, from a reason for the log.
     """
 
     def __init__(
-        self, allowed: bytes, max_octets: int, max_total_octets: int, violation: type[ProxyError]
+        self,
+        max_octets: Mapping[bytes, int],
+        max_total_octets: int,
+        *,
+        once: frozenset[bytes] = frozenset(),
+        unexpected: Callable[[bytes], ProxyError],
+        invalid: Callable[[str], ProxyError],
     ) -> None:
-        self._allowed = allowed
-        self._max_octets = max_octets
+        self._max_octets = dict(max_octets)
         self._left = max_total_octets
-        self._violation = violation
+        self._once = once
+        self._unexpected = unexpected
+        self._invalid = invalid
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
@@ -75,26 +92,29 @@ class MessageReader:
         """The next whole message; None when more bytes are needed.
 
         Raises:
-            ProxyError: of the class given; a type that may not come, or a length beyond the limits. It
-                is raised as soon as the header is there, before anything of that length is buffered.
+            ProxyError: a type that may not come, or a length beyond the limits. It is raised as soon as the
+                type or the length word is there, before anything of that length is waited for.
         """
         if not self._buffer:
             return None
         kind = bytes(self._buffer[:1])
-        if kind not in self._allowed:
-            raise self._violation(f'unexpected message type "{printable(kind)}" during the login')
+        max_octets = self._max_octets.get(kind)
+        if max_octets is None:
+            raise self._unexpected(kind)
         if len(self._buffer) < 5:
             return None
         length = _LENGTH.unpack_from(self._buffer, 1)[0]
-        if not 4 <= length <= self._max_octets:
-            raise self._violation(f'message "{printable(kind)}" of invalid length {length}')
+        if not 4 <= length <= max_octets:
+            raise self._invalid(f'message "{printable(kind)}" of invalid length {length}')
         if length + 1 > self._left:
-            raise self._violation("too many bytes before the login was over")
+            raise self._invalid("too many bytes before the login was over")
         if len(self._buffer) < length + 1:
             return None
         body = bytes(self._buffer[5 : length + 1])
         del self._buffer[: length + 1]
         self._left -= length + 1
+        if kind in self._once:
+            del self._max_octets[kind]
         return Message(kind, body)
 
     def take_unread(self) -> bytes:
@@ -104,14 +124,66 @@ class MessageReader:
         return unread
 
 
-def client_reader() -> MessageReader:
-    """A reader for a client that is being authenticated: only `p`, as PostgreSQL (recv_password_packet)."""
-    return MessageReader(b"p", MAX_AUTH_TOKEN_OCTETS, MAX_LOGIN_OCTETS, ProtocolViolation)
+def client_reader(awaited: Callable[[], str] = lambda: "password") -> MessageReader:
+    """A reader for a client that is being authenticated: only `p`, as in PostgreSQL's auth.c.
+
+    Args:
+        awaited: what the client is to send now: `password`, `SASL` or `GSS`.
+    """
+
+    def unexpected(kind: bytes) -> ProtocolViolation:
+        text = f"expected {awaited()} response, got message type {kind[0]}"
+        return ProtocolViolation(text, reply=text)
+
+    def invalid(reason: str) -> ProtocolViolation:
+        return ProtocolViolation(reason, reply="invalid message length")
+
+    return MessageReader(
+        {b"p": MAX_AUTH_TOKEN_OCTETS}, MAX_LOGIN_OCTETS, unexpected=unexpected, invalid=invalid
+    )
+
+
+_BACKEND_MAX_OCTETS: Final[Mapping[bytes, int]] = MappingProxyType(
+    {
+        b"R": MAX_LOGIN_MESSAGE_OCTETS,
+        b"E": MAX_LOGIN_MESSAGE_OCTETS,
+        b"N": MAX_LOGIN_MESSAGE_OCTETS,
+        b"S": MAX_LOGIN_MESSAGE_OCTETS,
+        b"v": MAX_NEGOTIATE_OCTETS,
+        b"K": 8 + MAX_KEY_OCTETS,
+        b"Z": 5,
+    }
+)
 
 
 def backend_reader() -> MessageReader:
-    """A reader for a backend before ReadyForQuery."""
-    return MessageReader(b"RESKNvZ", MAX_LOGIN_MESSAGE_OCTETS, MAX_LOGIN_OCTETS, BackendMisbehaved)
+    """A reader for a backend before ReadyForQuery. Of NegotiateProtocolVersion there is one at most."""
+
+    def unexpected(kind: bytes) -> BackendMisbehaved:
+        return BackendMisbehaved(f'the backend sent message type "{printable(kind)}" during the login')
+
+    return MessageReader(
+        _BACKEND_MAX_OCTETS,
+        MAX_LOGIN_OCTETS,
+        once=frozenset({b"v"}),
+        unexpected=unexpected,
+        invalid=lambda reason: BackendMisbehaved(f"the backend sent a {reason}"),
+    )
+
+
+class UnsupportedVersion(ProtocolViolation):
+    """A protocol version that is not spoken.
+
+    Attributes:
+        is_protocol_2: whether the client reads errors in the form of protocol 2 alone.
+    """
+
+    sqlstate = "0A000"
+
+    def __init__(self, major: int, minor: int) -> None:
+        text = f"unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2"
+        super().__init__(text, reply=text)
+        self.is_protocol_2 = major < 3
 
 
 def encode_refusal(error: ProxyError, session: str) -> bytes:
@@ -122,7 +194,7 @@ def encode_refusal(error: ProxyError, session: str) -> bytes:
         session: the id that the client may quote; every refusal of ours has it, so that nobody takes it
             for one of PostgreSQL's.
     """
-    if getattr(error, "is_protocol_2", False):
+    if isinstance(error, UnsupportedVersion) and error.is_protocol_2:
         # A client of protocol 2 reads an `E`, a text and a NUL (send_message_to_frontend, elog.c).
         return b"EFATAL:  " + _text(error.reply) + b"\n\x00"
     return encode_error_response(
@@ -148,10 +220,13 @@ def encode_negotiate_protocol_version(version: tuple[int, int], options: Sequenc
     return Message(b"v", body + b"".join(encode_name(name) + b"\x00" for name in options)).raw
 
 
+AUTHENTICATION_SASL: Final = 10
+
+
 def encode_sasl_mechanisms(mechanisms: Iterable[str]) -> bytes:
     """AuthenticationSASL with this list of mechanisms."""
     names = b"".join(encode_name(name) + b"\x00" for name in mechanisms)
-    return Message(b"R", struct.pack("!I", 10) + names + b"\x00").raw
+    return Message(b"R", _LENGTH.pack(AUTHENTICATION_SASL) + names + b"\x00").raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +235,17 @@ class Authentication:
 
     Args:
         code: which one; 0 is AuthenticationOk.
-        mechanisms: what AuthenticationSASL lists; empty for others.
+        mechanisms: what AuthenticationSASL lists, at least one; empty for others.
+        data: what follows the code: a salt, or a mechanism's own message. Never shown.
     """
 
     code: int
     mechanisms: tuple[str, ...] = ()
+    data: bytes = field(default=b"", repr=False)
 
 
-AUTHENTICATION_SASL: Final = 10
+_DATA_OCTETS: Final[Mapping[int, int]] = MappingProxyType({0: 0, 3: 0, 5: 4, 7: 0, 9: 0})
+"""Authentication messages of one length: Ok, CleartextPassword, MD5Password (a salt), GSS, SSPI."""
 
 
 def parse_authentication(body: bytes) -> Authentication:
@@ -178,13 +256,16 @@ def parse_authentication(body: bytes) -> Authentication:
     """
     if len(body) < 4:
         raise BackendMisbehaved("the backend sent an Authentication message without a code")
-    code = _LENGTH.unpack_from(body)[0]
+    code, data = _LENGTH.unpack_from(body)[0], body[4:]
+    if len(data) != _DATA_OCTETS.get(code, len(data)):
+        raise BackendMisbehaved(f"the backend sent Authentication {code} of invalid length {len(body) + 4}")
     if code != AUTHENTICATION_SASL:
-        return Authentication(code)
-    names = body[4:].split(b"\x00")
-    if len(names) < 2 or names[-2:] != [b"", b""] or b"" in names[:-2]:
+        return Authentication(code, data=data)
+    names = data.split(b"\x00")
+    # One name at least, each with its NUL, then one NUL more.
+    if len(names) < 3 or names[-2:] != [b"", b""] or b"" in names[:-2]:
         raise BackendMisbehaved("the backend sent a malformed AuthenticationSASL")
-    return Authentication(code, tuple(decode_name(name) for name in names[:-2]))
+    return Authentication(code, tuple(decode_name(name) for name in names[:-2]), data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +280,9 @@ class BackendError:
 
     @property
     def sqlstate(self) -> str | None:
-        """Its code; None where the backend gave none, or none of five characters."""
-        code = self.fields.get("C")
-        return printable(code) if code is not None and len(code) == 5 else None
+        """Its code; None where the backend gave none, or none of five letters and digits."""
+        code = self.fields.get("C", "")
+        return code if len(code) == 5 and code.isascii() and code.isalnum() else None
 
     @property
     def message(self) -> str:
@@ -210,13 +291,16 @@ class BackendError:
 
 
 def parse_error_response(body: bytes) -> BackendError:
-    """Read an ErrorResponse as far as it can be read; a malformed one is no reason to fail."""
+    """Read an ErrorResponse as far as it can be read; a malformed one is no reason to fail.
+
+    Where a field comes twice the first one counts, and what is not terminated is taken to its end.
+    """
     fields: dict[str, str] = {}
     for entry in body.split(b"\x00"):
         if not entry:
             break
         fields.setdefault(chr(entry[0]), decode_name(entry[1:]))
-    return BackendError(fields)
+    return BackendError(MappingProxyType(fields))
 
 
 def parse_parameter_status(body: bytes) -> tuple[str, str]:
@@ -232,14 +316,16 @@ def parse_parameter_status(body: bytes) -> tuple[str, str]:
 
 
 def parse_backend_key_data(body: bytes) -> tuple[int, Secret]:
-    """The process id and the cancel key of a BackendKeyData; 4 to 256 octets of key (protocol 3.2).
+    """The process id and the cancel key of a BackendKeyData.
+
+    The id is a signed number, as in CancelRequest: poolers draw it at random.
 
     Raises:
         BackendMisbehaved: it is malformed.
     """
-    if not 8 <= len(body) <= 260:
+    if not 4 + MIN_KEY_OCTETS <= len(body) <= 4 + MAX_KEY_OCTETS:
         raise BackendMisbehaved("the backend sent a malformed BackendKeyData")
-    return _LENGTH.unpack_from(body)[0], Secret(body[4:])
+    return _INT32.unpack_from(body)[0], Secret(body[4:])
 
 
 def parse_transaction_status(body: bytes) -> str:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from pgtlsproxy.errors import ProtocolViolation
 from pgtlsproxy.identity import Secret, decode_name, encode_name, printable
-from pgtlsproxy.protocol.messages import encode_negotiate_protocol_version
+from pgtlsproxy.protocol.messages import MAX_KEY_OCTETS, UnsupportedVersion, encode_negotiate_protocol_version
 
 MIN_PACKET_OCTETS: Final = 8
 MAX_PACKET_OCTETS: Final = 10_004
@@ -85,13 +85,13 @@ class StartupMessage:
     Args:
         version: the protocol version it asks for, (major, minor).
         user: at most 63 bytes, never empty.
-        database: at most 63 bytes; the user's name where the client gave none, and empty for physical
-            replication, which has no database.
+        database: at most 63 bytes; the user's name where the client gave none. PostgreSQL ignores it in
+            physical replication, poolers route by it: there it is as sent, empty where it was not.
         replication: which kind of walsender, if any.
         replication_text: the parameter as it was sent; None where it was not.
         parameters: all others in the order sent, `options` among them. PostgreSQL judges them.
         protocol_options: names of `_pq_.` options, none of which any server knows.
-        dropped: names of parameters that only the proxy may set.
+        dropped: names of parameters that only the proxy may set, printable, for the log.
     """
 
     version: Version
@@ -101,7 +101,7 @@ class StartupMessage:
     replication_text: str | None = None
     parameters: tuple[tuple[str, str], ...] = ()
     protocol_options: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = field(default=())
+    dropped: tuple[str, ...] = ()
 
     def parameter(self, name: str) -> str | None:
         """The value that PostgreSQL would use for a setting: the last one, GUC names without case."""
@@ -116,21 +116,6 @@ class InvalidLength(ProtocolViolation):
     """A length word out of bounds. PostgreSQL closes without a word."""
 
     sqlstate = None
-
-
-class UnsupportedVersion(ProtocolViolation):
-    """A protocol version that is not spoken.
-
-    Attributes:
-        is_protocol_2: whether the client reads errors in the form of protocol 2 alone.
-    """
-
-    sqlstate = "0A000"
-
-    def __init__(self, major: int, minor: int) -> None:
-        text = f"unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2"
-        super().__init__(text, reply=text)
-        self.is_protocol_2 = major < 3
 
 
 def packet_length(word: bytes) -> int:
@@ -173,27 +158,29 @@ def unsupported(request: SSLRequest | GSSENCRequest) -> UnsupportedVersion:
 
 
 def _parse_cancel(payload: bytes) -> CancelRequest:
-    if not 9 <= len(payload) <= 264:
+    if len(payload) < 8:
         raise InvalidLength("invalid length of cancel request packet")
-    return CancelRequest(struct.unpack_from("!i", payload, 4)[0], Secret(payload[8:]))
+    key = payload[8:]
+    if not 1 <= len(key) <= MAX_KEY_OCTETS:
+        raise InvalidLength("invalid length of cancel key in cancel request packet")
+    return CancelRequest(struct.unpack_from("!i", payload, 4)[0], Secret(key))
 
 
 def _parse_startup(version: Version, body: bytes) -> StartupMessage:
-    pairs = _pairs(body)
     special: dict[str, str] = {}
     parameters: list[tuple[str, str]] = []
-    protocol_options: list[str] = []
+    protocol_options: dict[str, None] = {}
     dropped: list[str] = []
-    for name, value in pairs:
+    for name, value in _pairs(body):
+        if name in special:
+            raise ProtocolViolation(
+                f'parameter "{name}" twice in the startup packet: PostgreSQL would take the last',
+                reply=f'duplicate parameter "{name}" in startup packet',
+            )
         if name in _SPECIAL:
-            if name in special:
-                raise ProtocolViolation(
-                    f'parameter "{name}" twice in the startup packet: PostgreSQL would take the last',
-                    reply=f'duplicate parameter "{name}" in startup packet',
-                )
             special[name] = value
         if name.startswith(PROTOCOL_OPTION_PREFIX):
-            protocol_options.append(name)
+            protocol_options[name] = None
         elif name.lower().startswith(OWN_PREFIX):
             dropped.append(printable(name))
         elif name == "options" or name not in _SPECIAL:
@@ -204,24 +191,30 @@ def _parse_startup(version: Version, body: bytes) -> StartupMessage:
         raise ProtocolViolation(text, reply=text, sqlstate="28000")
     replication_text = special.get("replication")
     replication = _parse_replication(replication_text)
-    database = special.get("database") or user
-    for what, name in (("user", user), ("database", database)):
-        octets = len(encode_name(name))
-        if octets > MAX_NAME_OCTETS:
-            raise ProtocolViolation(
-                f"{what} name of {octets} bytes: PostgreSQL would cut it to {MAX_NAME_OCTETS}",
-                reply=f"{what} name is longer than {MAX_NAME_OCTETS} bytes",
-            )
+    database = special.get("database", "")
+    if replication is not Replication.PHYSICAL:
+        database = database or user
+    _check_length("user", user)
+    _check_length("database", database)
     return StartupMessage(
         version,
         user,
-        "" if replication is Replication.PHYSICAL else database,
+        database,
         replication,
         replication_text,
         tuple(parameters),
-        tuple(dict.fromkeys(protocol_options)),
+        tuple(protocol_options),
         tuple(dropped),
     )
+
+
+def _check_length(what: str, name: str) -> None:
+    octets = len(encode_name(name))
+    if octets > MAX_NAME_OCTETS:
+        raise ProtocolViolation(
+            f"{what} name of {octets} bytes: PostgreSQL would cut it to {MAX_NAME_OCTETS}",
+            reply=f"{what} name is longer than {MAX_NAME_OCTETS} bytes",
+        )
 
 
 def _pairs(body: bytes) -> list[tuple[str, str]]:
@@ -260,27 +253,29 @@ def _parse_bool(text: str) -> bool | None:
     return None
 
 
-def negotiated_version(asked: Version, newest: Version) -> Version:
-    """The version that a session speaks: what the client asked for, at most `newest`.
-
-    3.1 was never defined; a client that asks for it speaks 3.0, as servers up to 17 answer.
-    """
-    chosen = min(asked, newest)
-    return OLDEST if chosen == (3, 1) else chosen
-
-
 def version_answer(startup: StartupMessage, newest: Version = NEWEST) -> bytes:
-    """The one NegotiateProtocolVersion that a client gets; empty where it gets exactly what it asked for."""
-    version = negotiated_version(startup.version, newest)
-    if version == startup.version and not startup.protocol_options:
+    """The one NegotiateProtocolVersion that a client gets; empty where it gets exactly what it asked for.
+
+    3.1 was never defined. It is taken as it is where 3.2 is spoken, as by PostgreSQL 18; libpq takes neither
+    a version higher than it asked for nor a message that changes nothing.
+
+    Args:
+        startup: what the client wants.
+        newest: the newest version that the backend is spoken to in.
+    """
+    if startup.version <= newest and not startup.protocol_options:
         return b""
-    return encode_negotiate_protocol_version(version, startup.protocol_options)
+    return encode_negotiate_protocol_version(min(startup.version, newest), startup.protocol_options)
 
 
 def encode_startup(
     startup: StartupMessage, *, newest: Version = NEWEST, extra: Sequence[tuple[str, str]] = ()
 ) -> bytes:
     """The StartupMessage for the backend, built anew.
+
+    It speaks the client's version, at most `newest`, so that the cancel key has a length that the client
+    can take, and has no `_pq_.` options, so that a backend has nothing to negotiate. The database is named
+    even where the client left it out: the backend is to read what was judged.
 
     Args:
         startup: what the client wants.
@@ -290,18 +285,29 @@ def encode_startup(
     Raises:
         ProtocolViolation: with `extra` the packet would be longer than PostgreSQL reads.
     """
-    version = negotiated_version(startup.version, newest)
-    pairs = [("user", startup.user)]
-    if startup.replication is not Replication.PHYSICAL:
-        pairs.append(("database", startup.database))
+    version = min(startup.version, newest)
+    pairs = [("user", startup.user), ("database", startup.database)]
+    if not startup.database:
+        del pairs[1]
     if startup.replication_text is not None:
         pairs.append(("replication", startup.replication_text))
     pairs += [*startup.parameters, *extra]
-    body = b"".join(
-        encode_name(name) + b"\x00" + encode_name(value).replace(b"\x00", b"") + b"\x00"
-        for name, value in pairs
-    )
-    length = len(body) + 9
-    if length > MAX_PACKET_OCTETS:
-        raise ProtocolViolation(f"startup packet of {length} bytes with the proxy's own parameters")
-    return struct.pack("!IHH", length, *version) + body + b"\x00"
+    packet = _packet(OLDEST if version == (3, 1) else version, pairs)
+    if len(packet) > MAX_PACKET_OCTETS and startup.database == startup.user:
+        # The client may have had no room for the name that PostgreSQL then fills in.
+        packet = _packet(version, [pair for pair in pairs if pair[0] != "database"])
+    if len(packet) > MAX_PACKET_OCTETS:
+        raise ProtocolViolation(
+            f"startup packet of {len(packet)} bytes with the proxy's own parameters",
+            reply="startup packet is too long",
+        )
+    return packet
+
+
+def _packet(version: Version, pairs: Sequence[tuple[str, str]]) -> bytes:
+    body = b"".join(_string(name) + _string(value) for name, value in pairs) + b"\x00"
+    return struct.pack("!IHH", len(body) + 8, *version) + body
+
+
+def _string(text: str) -> bytes:
+    return encode_name(text).replace(b"\x00", b"") + b"\x00"

@@ -56,11 +56,11 @@ async def dial(address: BackendAddress, backend: Backend, context: SSL.Context |
 
 
 async def _connect(address: BackendAddress, backend: Backend) -> socket.socket:
-    if address.ip is None:
-        family, where = socket.AF_UNIX, address.unix_path
-    else:
+    where: str | tuple[str, int] = address.unix_path
+    family = socket.AF_UNIX
+    if address.ip is not None:
+        where = address.ip, address.port
         family = socket.AF_INET6 if ":" in address.ip else socket.AF_INET
-        where = (address.ip, address.port)
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         error = sock.connect_ex(where)

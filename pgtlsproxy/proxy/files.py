@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -81,23 +82,21 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
         path,
         settings,
         mistakes,
-        {file: _attempt(lambda file=file, kind=kind: read_file(file, kind)) for file, kind in plain.items()},  # type: ignore[misc]
-        {
-            file: _attempt(lambda file=file, kind=kind: read_key_file(file, uid, kind))
-            for file, kind in keys.items()
-        },  # type: ignore[misc]
-        {
-            file: _attempt(lambda file=file, kind=kind: read_directory(file, kind))
-            for file, kind in directories.items()
-        },  # type: ignore[misc]
+        _read_each(plain, read_file),
+        _read_each(keys, lambda file, kind: read_key_file(file, uid, kind)),
+        _read_each(directories, read_directory),
         _attempt(lambda: system_roots(os.environ)) if wants_roots else None,
         {
-            name: _attempt(lambda listener=listener: _passphrase(listener))  # type: ignore[misc]
+            name: _attempt(partial(_passphrase, listener))
             for name, listener in named.listeners.items()
             if listener.ssl_passphrase_command
             and (in_service is None or listener.ssl_passphrase_command_supports_reload)
         },
     )
+
+
+def _read_each(files: Mapping[str, str], reader: Callable[[str, str], _T]) -> dict[str, _T | UnusableFile]:
+    return {path: _attempt(partial(reader, path, kind)) for path, kind in files.items()}
 
 
 def _read_settings(path: str) -> tuple[Settings | None, tuple[Mistake, ...]]:

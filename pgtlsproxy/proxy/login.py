@@ -180,7 +180,7 @@ class _Login:
             await self._relay_answer()
 
     def _check_require_auth(self, request: Authentication) -> None:
-        """libpq's require_auth, as it holds for the backend's first question."""
+        """What require_auth says, as it holds for the backend's first question."""
         methods = {3: "password", 5: "md5", 7: "gss", 9: "sspi"}
         if request.code == AUTHENTICATION_SASL:
             is_scram = self.exchange.outcome.challenge is Challenge.SCRAM

@@ -191,7 +191,7 @@ class _Builder:
         made = {name: make(name, entry, old.get(name)) for name, entry in settings.items()}
         return {**old, **{name: entry for name, entry in made.items() if entry is not None}}
 
-    def _unit(self, name: str, make: Callable[[], _T], old: _T | None) -> _T | None:
+    def _unit(self, name: str, make: Callable[[], _T | None], old: _T | None) -> _T | None:
         try:
             return make()
         except ConfigError as error:

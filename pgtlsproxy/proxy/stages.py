@@ -11,7 +11,8 @@ import socket
 from dataclasses import dataclass, field
 
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, Proof, Secret
-from pgtlsproxy.protocol.messages import Message, MessageReader, StartupMessage
+from pgtlsproxy.protocol.messages import Message, MessageReader
+from pgtlsproxy.protocol.startup import StartupMessage
 from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot, Snapshot
 from pgtlsproxy.tls.stream import Leg
 

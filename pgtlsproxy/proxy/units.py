@@ -120,13 +120,14 @@ class Units:
         try:
             key = private_key(content, key_file, passphrase)
             return key_pair(chain, key, certificate_file=cert_file, key_file=key_file)
-        except UnusableFile:
-            if needs_command:
-                error = UnusableFile(
-                    f'private key file "{key_file}" cannot be reloaded because it requires a passphrase; '
-                    "set ssl_passphrase_command_supports_reload"
-                )
-            raise self._mistake(f"{where}.ssl_key_file", error) from None
+        except UnusableFile as error:
+            if not needs_command:
+                raise self._mistake(f"{where}.ssl_key_file", error) from None
+            problem = UnusableFile(
+                f'private key file "{key_file}" cannot be reloaded because it requires a passphrase; '
+                "set ssl_passphrase_command_supports_reload"
+            )
+            raise self._mistake(f"{where}.ssl_key_file", problem) from None
 
     def client_trust(self, name: str, listener: Listener) -> Trust | None:
         """Who vouches for the clients of a listener; None where nobody is asked for a certificate."""

@@ -101,13 +101,16 @@ class OSUser:
 
     Args:
         uid, gid, pid: as the kernel says.
-        name: the user's name; None where the uid has none or is the kernel's overflow uid.
+        name: the user's name; None where the uid has none, as in most containers.
+        is_known: False for the kernel's overflow uid, which stands for every user that this user
+            namespace does not know, and so for nobody.
     """
 
     uid: int
     gid: int
     pid: int
     name: str | None
+    is_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,9 +215,8 @@ def _check_names(rules: Rules, rule: HbaRule, request: AccessRequest) -> _Checke
         AccessRefused: they do not fit.
     """
     if rule.method is Method.PEER:
-        if request.os_user is None or request.os_user.name is None:
-            raise _name_refused(rule, request, "the operating system knows no name for the client")
-        return _Checked(request.os_user.name, _map(rules, rule, request, request.os_user.name))
+        name = _os_user_name(rule, request)
+        return _Checked(name, _map(rules, rule, request, name))
     if rule.clientcert is ClientCert.VERIFY_FULL:
         certificate = _sent_certificate(rule, request)
         name = _certificate_name(rule, request, certificate)
@@ -239,6 +238,21 @@ def _sent_certificate(rule: HbaRule, request: AccessRequest) -> Certificate:
             rule=rule,
         )
     return request.certificate
+
+
+def _os_user_name(rule: HbaRule, request: AccessRequest) -> str:
+    """The name of the operating system user; `uid:1000` for one without a name, which only a map can match.
+
+    A role named so would otherwise be anybody's who can choose a uid, as in a container.
+    """
+    user = request.os_user
+    if user is None or not user.is_known:
+        raise _name_refused(rule, request, "the operating system does not know who the client is")
+    if user.name is not None:
+        return user.name
+    if rule.map is None:
+        raise _name_refused(rule, request, f"uid {user.uid} has no name here: map uid:{user.uid} to the user")
+    return f"uid:{user.uid}"
 
 
 def _certificate_name(rule: HbaRule, request: AccessRequest, certificate: Certificate) -> str:

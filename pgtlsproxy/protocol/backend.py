@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from pgtlsproxy.errors import BackendMisbehaved, ProtocolViolation
-from pgtlsproxy.identity import Secret, printable
+from pgtlsproxy.identity import Secret, decode_name, printable
 from pgtlsproxy.protocol.messages import (
     Authentication,
     Message,
@@ -28,21 +30,26 @@ SCRAM: Final = "SCRAM-SHA-256"
 SCRAM_PLUS: Final = "SCRAM-SHA-256-PLUS"
 
 MAX_SASL_OCTETS: Final = 1024
-"""Longest body of a SCRAM message; PG_MAX_SASL_MESSAGE_LENGTH in libpq/auth.h."""
+"""Longest length word of a message in a SCRAM exchange; PG_MAX_SASL_MESSAGE_LENGTH in libpq/auth.h."""
 
-WATCHED_PARAMETERS: Final = frozenset({"in_hot_standby", "default_transaction_read_only"})
-"""ParameterStatus that `target_session_attrs` is judged by."""
+WATCHED_PARAMETERS: Final = frozenset({"in_hot_standby", "default_transaction_read_only", "server_version"})
+"""ParameterStatus that are kept: what `target_session_attrs` is judged by, and who said so."""
 
 _OK, _CLEARTEXT, _MD5, _GSS, _GSS_CONTINUE, _SSPI, _SASL, _SASL_CONTINUE, _SASL_FINAL = (
     0, 3, 5, 7, 8, 9, 10, 11, 12,
 )  # fmt: skip
 
-_CONTINUES: Final = {
-    _SASL_CONTINUE: {_SASL, _SASL_CONTINUE},
-    _SASL_FINAL: {_SASL, _SASL_CONTINUE},
-    _GSS_CONTINUE: {_GSS, _GSS_CONTINUE},
-}
+_CONTINUES: Final[Mapping[int, frozenset[int]]] = MappingProxyType(
+    {
+        _GSS_CONTINUE: frozenset({_GSS, _SSPI, _GSS_CONTINUE}),
+        _SASL_CONTINUE: frozenset({_SASL, _SASL_CONTINUE}),
+        _SASL_FINAL: frozenset({_SASL, _SASL_CONTINUE}),
+    }
+)
 """Messages that go on with an exchange, and what must have come before."""
+
+_SCRAM_MESSAGES: Final = 2
+"""What a client says in SCRAM: client-first-message and client-final-message (RFC 5802, section 5)."""
 
 
 class Challenge(enum.Enum):
@@ -82,6 +89,7 @@ class Outcome:
 class _Turn(enum.Enum):
     BACKEND = enum.auto()
     CLIENT = enum.auto()
+    EITHER = enum.auto()
     OK_DUE = enum.auto()
     AUTHENTICATED = enum.auto()
     READY = enum.auto()
@@ -102,7 +110,9 @@ class LoginExchange:
         self._challenge = Challenge.NONE
         self._is_answered = False
         self._is_finished = False
-        self._expects_initial_response = False
+        self._offered: tuple[str, ...] = ()
+        self._mechanism: str | None = None
+        self._scram_messages = 0
         self.binding_flag: BindingFlag | None = None
         self.last_code: int | None = None
         self.cancel_key: tuple[int, Secret] | None = None
@@ -110,8 +120,16 @@ class LoginExchange:
 
     @property
     def is_client_turn(self) -> bool:
-        """Whether the client's answer is waited for."""
+        """Whether nothing goes on without the client's answer."""
         return self._turn is _Turn.CLIENT
+
+    @property
+    def may_client_answer(self) -> bool:
+        """Whether an answer of the client may come: also after GSSContinue, where it need not.
+
+        The last token of a mutual authentication is the backend's, and AuthenticationOk follows at once.
+        """
+        return self._turn in {_Turn.CLIENT, _Turn.EITHER}
 
     @property
     def is_authenticated(self) -> bool:
@@ -122,6 +140,17 @@ class LoginExchange:
     def is_ready(self) -> bool:
         """Whether ReadyForQuery has come."""
         return self._turn is _Turn.READY
+
+    @property
+    def awaited(self) -> str:
+        """What the client is asked for, in PostgreSQL's words: `password`, `SASL` or `GSS`."""
+        match self._challenge:
+            case Challenge.SCRAM | Challenge.OTHER_SASL:
+                return "SASL"
+            case Challenge.GSS:
+                return "GSS"
+            case _:
+                return "password"
 
     @property
     def outcome(self) -> Outcome:
@@ -135,48 +164,44 @@ class LoginExchange:
             BackendMisbehaved: it is malformed, or may not come now.
         """
         request = parse_authentication(message.body)
-        if self._turn not in {_Turn.BACKEND, _Turn.OK_DUE}:
-            raise BackendMisbehaved(f"the backend sent Authentication {request.code} out of turn")
-        self._turn = self._after(request)
-        self.last_code = request.code
+        code = request.code
+        if self._turn not in {_Turn.BACKEND, _Turn.EITHER, _Turn.OK_DUE}:
+            raise BackendMisbehaved(f"the backend sent Authentication {code} out of turn")
+        if code == _OK:
+            self._finish()
+        elif self._turn is not _Turn.BACKEND:
+            raise BackendMisbehaved(f"the backend sent Authentication {code} where AuthenticationOk was due")
+        elif code in _CONTINUES:
+            self._continue(code)
+        else:
+            self._begin(request)
+        self.last_code = code
         return request
 
-    def _after(self, request: Authentication) -> _Turn:
-        code, last = request.code, self.last_code
-        if code == _OK:
-            # SASL is over with SASLFinal alone, except for OAUTHBEARER, which has none.
-            self._is_finished = last not in {None, _SASL, _SASL_CONTINUE} or (
-                self._challenge is Challenge.OTHER_SASL and self._is_answered
+    def _begin(self, request: Authentication) -> None:
+        if self.last_code is not None:
+            raise BackendMisbehaved(
+                f"the backend began a second authentication ({request.code} after {self.last_code})"
             )
-            if self._challenge is Challenge.SCRAM and not self._is_finished:
-                raise BackendMisbehaved("the backend sent AuthenticationOk in the middle of a SCRAM exchange")
-            return _Turn.AUTHENTICATED
-        if self._turn is _Turn.OK_DUE:
-            raise BackendMisbehaved(f"the backend sent Authentication {code} where AuthenticationOk was due")
-        if code in _CONTINUES:
-            if last not in _CONTINUES[code]:
-                raise BackendMisbehaved(f"the backend sent Authentication {code} after {last}")
-            return _Turn.OK_DUE if code == _SASL_FINAL else _Turn.CLIENT
-        if last is not None:
-            raise BackendMisbehaved(f"the backend began a second authentication ({code} after {last})")
-        self._challenge = self._challenge_of(request)
-        self._expects_initial_response = code == _SASL
-        return _Turn.CLIENT
+        self._challenge = _challenge_of(request)
+        self._offered = request.mechanisms
+        self._turn = _Turn.CLIENT
 
-    def _challenge_of(self, request: Authentication) -> Challenge:
-        match request.code:
-            case 3:
-                return Challenge.CLEARTEXT
-            case 5:
-                return Challenge.MD5
-            case 7 | 9:
-                return Challenge.GSS
-            case 10 if set(request.mechanisms) <= {SCRAM, SCRAM_PLUS}:
-                return Challenge.SCRAM
-            case 10:
-                return Challenge.OTHER_SASL
-            case code:
-                raise BackendMisbehaved(f"the backend sent Authentication {code}, which nobody knows")
+    def _continue(self, code: int) -> None:
+        is_due = self.last_code in _CONTINUES[code]
+        if self._challenge is Challenge.SCRAM:
+            has_proved = self._scram_messages == _SCRAM_MESSAGES
+            is_due = is_due and has_proved == (code == _SASL_FINAL)
+        if not is_due:
+            raise BackendMisbehaved(f"the backend sent Authentication {code} after {self.last_code}")
+        self._turn = {_SASL_FINAL: _Turn.OK_DUE, _GSS_CONTINUE: _Turn.EITHER}.get(code, _Turn.CLIENT)
+
+    def _finish(self) -> None:
+        if self._challenge is Challenge.SCRAM and self.last_code != _SASL_FINAL:
+            raise BackendMisbehaved("the backend sent AuthenticationOk in the middle of a SCRAM exchange")
+        # Other SASL mechanisms may end without a SASLFinal, as OAUTHBEARER does.
+        self._is_finished = self._challenge is not Challenge.NONE
+        self._turn = _Turn.AUTHENTICATED
 
     def client_message(self, message: Message) -> None:
         """Take a `p` message of the client: a password, a token or a SASL response.
@@ -184,48 +209,49 @@ class LoginExchange:
         Raises:
             ProtocolViolation: it is malformed, or out of turn.
         """
-        if self._turn is not _Turn.CLIENT:
+        if not self.may_client_answer:
             raise ProtocolViolation("the client sent an authentication message out of turn")
-        if self._expects_initial_response:
-            self._expects_initial_response = False
-            self._read_initial_response(message.body)
-        elif self._challenge is Challenge.SCRAM and len(message.body) > MAX_SASL_OCTETS:
-            raise ProtocolViolation("SCRAM message too long", reply="malformed SCRAM message")
+        if self.last_code == _SASL:
+            self._mechanism, response = _parse_initial_response(message.body)
+            self._check_mechanism(self._mechanism)
+        else:
+            response = message.body
+        if self._challenge is Challenge.SCRAM:
+            if len(message.body) + 4 > MAX_SASL_OCTETS:
+                raise ProtocolViolation("SCRAM message too long", reply="invalid message length")
+            # Without an initial response PostgreSQL asks for the client-first-message by an empty challenge.
+            if response is not None:
+                self._take_scram(response)
         self._is_answered = True
         self._turn = _Turn.BACKEND
 
-    def _read_initial_response(self, body: bytes) -> None:
-        name, terminator, rest = body.partition(b"\x00")
-        if not terminator or len(rest) < 4:
-            raise ProtocolViolation("malformed SASLInitialResponse", reply="malformed SASL message")
-        length = struct.unpack_from("!i", rest)[0]
-        response = rest[4:]
-        if length not in {-1, len(response)} or (length == -1 and response):
-            raise ProtocolViolation("malformed SASLInitialResponse", reply="malformed SASL message")
-        mechanism = name.decode("utf-8", "replace")
-        if mechanism not in {SCRAM, SCRAM_PLUS}:
-            if self._challenge is Challenge.SCRAM:
+    def _check_mechanism(self, mechanism: str) -> None:
+        if mechanism not in self._offered:
+            raise ProtocolViolation(
+                f'the client selected the SASL mechanism "{printable(mechanism)}", which was not offered',
+                reply="client selected an invalid SASL authentication mechanism",
+            )
+        self._challenge = Challenge.SCRAM if mechanism in {SCRAM, SCRAM_PLUS} else Challenge.OTHER_SASL
+
+    def _take_scram(self, response: bytes) -> None:
+        if self._scram_messages == 0:
+            self.binding_flag = _binding_flag(response)
+            if (self.binding_flag is BindingFlag.USED) != (self._mechanism == SCRAM_PLUS):
                 raise ProtocolViolation(
-                    f'client selected the SASL mechanism "{printable(mechanism)}"',
-                    reply="client selected an invalid SASL authentication mechanism",
+                    f"the client selected {self._mechanism} and sent the channel binding flag "
+                    f'"{self.binding_flag.value}"',
+                    reply="malformed SCRAM message",
                 )
-            return
-        self._challenge = Challenge.SCRAM
-        if length == -1:
-            return  # PostgreSQL then asks with an empty challenge
-        if length > MAX_SASL_OCTETS:
-            raise ProtocolViolation("SCRAM message too long", reply="malformed SCRAM message")
-        self.binding_flag = _binding_flag(response)
+        self._scram_messages += 1
 
     def other(self, message: Message) -> None:
         """Take a message of the backend other than Authentication, ErrorResponse and NoticeResponse.
 
         Raises:
-            BackendMisbehaved: it may not come now.
+            BackendMisbehaved: it is malformed, or may not come now.
         """
         if self._turn is not _Turn.AUTHENTICATED:
-            shown = printable(message.type)
-            raise BackendMisbehaved(f'the backend sent message type "{shown}" before AuthenticationOk')
+            raise BackendMisbehaved(f'the backend sent message type "{printable(message.type)}" out of turn')
         match message.type:
             case b"K":
                 if self.cancel_key is not None:
@@ -242,6 +268,55 @@ class LoginExchange:
                 raise BackendMisbehaved(
                     f'the backend sent message type "{printable(message.type)}" in a login'
                 )
+
+
+_CHALLENGES: Final[Mapping[int, Challenge]] = MappingProxyType(
+    {
+        _CLEARTEXT: Challenge.CLEARTEXT,
+        _MD5: Challenge.MD5,
+        _GSS: Challenge.GSS,
+        _SSPI: Challenge.GSS,
+    }
+)
+
+
+def _challenge_of(request: Authentication) -> Challenge:
+    if request.code == _SASL:
+        is_scram = {SCRAM, SCRAM_PLUS}.issuperset(request.mechanisms)
+        return Challenge.SCRAM if is_scram else Challenge.OTHER_SASL
+    try:
+        return _CHALLENGES[request.code]
+    except KeyError:
+        raise BackendMisbehaved(
+            f"the backend sent Authentication {request.code}, which is not supported"
+        ) from None
+
+
+def _parse_initial_response(body: bytes) -> tuple[str, bytes | None]:
+    """The mechanism and the response of a SASLInitialResponse; None where it has no response.
+
+    Raises:
+        ProtocolViolation: it is malformed; in PostgreSQL's words (libpq/pqformat.c).
+    """
+    name, terminator, rest = body.partition(b"\x00")
+    if not terminator:
+        raise _malformed("invalid string in message")
+    if len(rest) < 4:
+        raise _malformed("insufficient data left in message")
+    length, response = struct.unpack_from("!i", rest)[0], rest[4:]
+    if length == -1:
+        if response:
+            raise _malformed("invalid message format")
+        return decode_name(name), None
+    if not 0 <= length <= len(response):
+        raise _malformed("insufficient data left in message")
+    if length < len(response):
+        raise _malformed("invalid message format")
+    return decode_name(name), response
+
+
+def _malformed(reply: str) -> ProtocolViolation:
+    return ProtocolViolation(f"SASLInitialResponse: {reply}", reply=reply)
 
 
 def _binding_flag(client_first: bytes) -> BindingFlag:

@@ -56,34 +56,42 @@ class Action(enum.Enum):
     """The packet says what the client wants; nothing more comes before it is answered."""
 
 
-class _Ask(enum.Enum):
-    TLS = enum.auto()
-    TLS_NOT_OFFERED = enum.auto()
-    GSSENC = enum.auto()
+class _Event(enum.Enum):
+    SSL_REQUEST = enum.auto()
+    SSL_REQUEST_WITHOUT_TLS = enum.auto()
+    GSSENC_REQUEST = enum.auto()
+    DIRECT_TLS = enum.auto()
 
 
 _REFUSE = Action.REFUSE_ENCRYPTION
 
 # GSSENCRequest is always refused: GSSAPI encryption cannot be ended here, and inside TLS it would
-# lead back into the clear (CVE-2026-14681).
-_TRANSITIONS: Final[Mapping[tuple[State, _Ask], tuple[Action, State]]] = MappingProxyType(
+# lead back into the clear (CVE-2026-14681). What is not in the table is a violation.
+_TRANSITIONS: Final[Mapping[tuple[State, _Event], tuple[Action, State]]] = MappingProxyType(
     {
-        (State.CLEAR, _Ask.TLS): (Action.START_TLS, State.TLS_AFTER_REQUEST),
-        (State.CLEAR, _Ask.TLS_NOT_OFFERED): (_REFUSE, State.CLEAR_SSL_REFUSED),
-        (State.CLEAR, _Ask.GSSENC): (_REFUSE, State.CLEAR_GSSENC_REFUSED),
-        (State.CLEAR_SSL_REFUSED, _Ask.GSSENC): (_REFUSE, State.CLEAR_BOTH_REFUSED),
-        (State.CLEAR_GSSENC_REFUSED, _Ask.TLS): (Action.START_TLS, State.TLS_AFTER_REQUEST),
-        (State.CLEAR_GSSENC_REFUSED, _Ask.TLS_NOT_OFFERED): (_REFUSE, State.CLEAR_BOTH_REFUSED),
-        (State.TLS_DIRECT, _Ask.TLS): (_REFUSE, State.TLS_DIRECT_SSL_REFUSED),
-        (State.TLS_DIRECT, _Ask.GSSENC): (_REFUSE, State.TLS_DIRECT_GSSENC_REFUSED),
-        (State.TLS_DIRECT_SSL_REFUSED, _Ask.GSSENC): (_REFUSE, State.TLS_DIRECT_BOTH_REFUSED),
-        (State.TLS_DIRECT_GSSENC_REFUSED, _Ask.TLS): (_REFUSE, State.TLS_DIRECT_BOTH_REFUSED),
+        (State.CLEAR, _Event.DIRECT_TLS): (Action.START_TLS, State.TLS_DIRECT),
+        (State.CLEAR, _Event.SSL_REQUEST): (Action.START_TLS, State.TLS_AFTER_REQUEST),
+        (State.CLEAR, _Event.SSL_REQUEST_WITHOUT_TLS): (_REFUSE, State.CLEAR_SSL_REFUSED),
+        (State.CLEAR, _Event.GSSENC_REQUEST): (_REFUSE, State.CLEAR_GSSENC_REFUSED),
+        (State.CLEAR_SSL_REFUSED, _Event.GSSENC_REQUEST): (_REFUSE, State.CLEAR_BOTH_REFUSED),
+        (State.CLEAR_GSSENC_REFUSED, _Event.SSL_REQUEST): (Action.START_TLS, State.TLS_AFTER_REQUEST),
+        (State.CLEAR_GSSENC_REFUSED, _Event.SSL_REQUEST_WITHOUT_TLS): (_REFUSE, State.CLEAR_BOTH_REFUSED),
+        (State.TLS_DIRECT, _Event.SSL_REQUEST): (_REFUSE, State.TLS_DIRECT_SSL_REFUSED),
+        (State.TLS_DIRECT, _Event.GSSENC_REQUEST): (_REFUSE, State.TLS_DIRECT_GSSENC_REFUSED),
+        (State.TLS_DIRECT_SSL_REFUSED, _Event.GSSENC_REQUEST): (_REFUSE, State.TLS_DIRECT_BOTH_REFUSED),
+        (State.TLS_DIRECT_GSSENC_REFUSED, _Event.SSL_REQUEST): (_REFUSE, State.TLS_DIRECT_BOTH_REFUSED),
     }
 )
 
 
+class DirectTLSRefused(ProtocolViolation):
+    """A TLS handshake where none is offered: PostgreSQL closes without a word."""
+
+    sqlstate = None
+
+
 class ClientNegotiation:
-    """One client's way to its StartupMessage. A missing transition is a violation.
+    """One client's way to its StartupMessage.
 
     Args:
         offers_tls: whether the listener does TLS on this transport; on a Unix socket nobody does.
@@ -97,14 +105,16 @@ class ClientNegotiation:
         self._offers_tls = offers_tls
 
     def direct_tls(self) -> None:
-        """The client's first byte begins a TLS handshake.
+        """The client's very first byte begins a TLS handshake; it is to be answered as such.
 
         Raises:
             ProtocolViolation: TLS is not offered here. There is no way to say so in band.
         """
-        if not self._offers_tls:
-            raise DirectTLSRefused("direct TLS where the listener offers none")
-        self.state = State.TLS_DIRECT
+        transition = _TRANSITIONS.get((self.state, _Event.DIRECT_TLS))
+        if transition is None or not self._offers_tls:
+            self.state = State.DONE
+            raise DirectTLSRefused("direct TLS where none is offered")
+        self.state = transition[1]
 
     def receive(self, packet: Packet) -> Action:
         """Take the client's next packet.
@@ -117,20 +127,14 @@ class ClientNegotiation:
         if isinstance(packet, StartupMessage | CancelRequest):
             self.state = State.DONE
             return Action.PROCEED
-        transition = _TRANSITIONS.get((self.state, self._ask(packet)))
+        transition = _TRANSITIONS.get((self.state, self._event(packet)))
         if transition is None:
             self.state = State.DONE
             raise unsupported(packet)
         action, self.state = transition
         return action
 
-    def _ask(self, packet: SSLRequest | GSSENCRequest) -> _Ask:
-        if isinstance(packet, GSSENCRequest):
-            return _Ask.GSSENC
-        return _Ask.TLS if self._offers_tls else _Ask.TLS_NOT_OFFERED
-
-
-class DirectTLSRefused(ProtocolViolation):
-    """A TLS handshake where none is offered: PostgreSQL closes without a word."""
-
-    sqlstate = None
+    def _event(self, request: SSLRequest | GSSENCRequest) -> _Event:
+        if isinstance(request, GSSENCRequest):
+            return _Event.GSSENC_REQUEST
+        return _Event.SSL_REQUEST if self._offers_tls else _Event.SSL_REQUEST_WITHOUT_TLS

@@ -286,15 +286,17 @@ def encode_startup(
         ProtocolViolation: with `extra` the packet would be longer than PostgreSQL reads.
     """
     version = min(startup.version, newest)
-    pairs = [("user", startup.user), ("database", startup.database)]
-    if not startup.database:
-        del pairs[1]
+    if version == (3, 1):
+        version = OLDEST
+    pairs = [("user", startup.user)]
+    if startup.database:
+        pairs.append(("database", startup.database))
     if startup.replication_text is not None:
         pairs.append(("replication", startup.replication_text))
     pairs += [*startup.parameters, *extra]
-    packet = _packet(OLDEST if version == (3, 1) else version, pairs)
+    packet = _packet(version, pairs)
     if len(packet) > MAX_PACKET_OCTETS and startup.database == startup.user:
-        # The client may have had no room for the name that PostgreSQL then fills in.
+        # The client may have left no room for the name. PostgreSQL fills the same one in.
         packet = _packet(version, [pair for pair in pairs if pair[0] != "database"])
     if len(packet) > MAX_PACKET_OCTETS:
         raise ProtocolViolation(

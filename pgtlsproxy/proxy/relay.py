@@ -34,6 +34,19 @@ TERMINATE: Final = b"X\x00\x00\x00\x04"
 Side = Literal["client", "backend"]
 
 
+@dataclass(slots=True)
+class Traffic:
+    """What has been carried so far, for whoever must know even when the relay is cut.
+
+    Attributes:
+        from_client: octets that the client sent and the backend got.
+        from_backend: octets that the backend sent and the client got.
+    """
+
+    from_client: int = 0
+    from_backend: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Ending:
     kind: str
@@ -47,10 +60,10 @@ class _Ending:
 class _Session:
     """One session's two directions. The first ending is the session's."""
 
-    def __init__(self, logged_in: LoggedIn) -> None:
+    def __init__(self, logged_in: LoggedIn, traffic: Traffic) -> None:
         self.client = logged_in.client_leg
         self.backend = logged_in.backend_leg
-        self.octets: dict[Side, int] = {"client": 0, "backend": 0}
+        self.traffic = traffic
         self.ending: _Ending | None = None
         self.scope = trio.CancelScope()
 
@@ -105,7 +118,10 @@ class _Session:
                 # Why it closed may still lie unread: the other direction reads it out.
                 self.ends(_Ending(ErrorKind.BACKEND_LOST, f"backend: {error}"), LAST_WORDS_SECONDS)
             return False
-        self.octets[side] += len(data)
+        if side == "client":
+            self.traffic.from_client += len(data)
+        else:
+            self.traffic.from_backend += len(data)
         return True
 
 
@@ -117,15 +133,19 @@ async def _discard(leg: Leg) -> None:
         pass
 
 
-async def relay(logged_in: LoggedIn) -> SessionEnd:
+async def relay(logged_in: LoggedIn, traffic: Traffic | None = None) -> SessionEnd:
     """Carry bytes until the session is over, and say how it ended and how much was carried.
+
+    Args:
+        logged_in: the two legs.
+        traffic: counts along, for a caller that wants the figures of a session that was cut.
 
     Owns both legs until it returns, and closes neither. A clean end has been passed on when it
     returns; after a broken one both legs are aborted.
 
     Cancellation: bytes in flight are lost; both legs are aborted.
     """
-    session = _Session(logged_in)
+    session = _Session(logged_in, traffic or Traffic())
     is_clean = False
     try:
         with session.scope:
@@ -138,4 +158,4 @@ async def relay(logged_in: LoggedIn) -> SessionEnd:
             session.client.abort()
             session.backend.abort()
     ending = session.ending or _Ending(ErrorKind.SHUTDOWN, "the session was cut")
-    return SessionEnd(ending.kind, ending.reason, session.octets["client"], session.octets["backend"])
+    return SessionEnd(ending.kind, ending.reason, session.traffic.from_client, session.traffic.from_backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.logs import RefusalFolder
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.selftest import prove_tls
 from pgtlsproxy.proxy.session import Services, serve_session
 from pgtlsproxy.proxy.snapshot import Reloaded, Snapshot, reload
 from pgtlsproxy.proxy.sockets import (
@@ -140,7 +142,11 @@ def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
 
     Raises:
         ConfigError: an address cannot be listened on.
+        SelfTestFailed: this OpenSSL does not refuse what must be refused.
     """
+    prove_tls()
+    # A core dump would hold keys and passwords.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     listening = bind(snapshot)
     if os.geteuid() == 0:
         logger.warning("running_as_root", advice="let systemd, the container or setpriv drop privileges")

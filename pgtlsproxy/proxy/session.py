@@ -9,6 +9,7 @@ touches another.
 
 from __future__ import annotations
 
+import math
 import secrets
 import socket
 from dataclasses import dataclass
@@ -17,9 +18,17 @@ from typing import Final
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from pgtlsproxy.errors import ClientGone, DeadlineMissed, InternalError, ProxyError, TooManyConnections
+from pgtlsproxy.errors import (
+    ClientGone,
+    DeadlineMissed,
+    ErrorKind,
+    InternalError,
+    ProxyError,
+    TooManyConnections,
+)
 from pgtlsproxy.observability.logs import RefusalFolder, SessionLog
 from pgtlsproxy.policy.access import Grant
+from pgtlsproxy.proxy.accept import accept
 from pgtlsproxy.proxy.authorise import authorise
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.candidates import Candidates
@@ -27,10 +36,9 @@ from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
 from pgtlsproxy.proxy.login import BackendRefused, WrongSessionAttributes, log_in
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
-from pgtlsproxy.proxy.relay import relay
+from pgtlsproxy.proxy.relay import Traffic, relay
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import Snapshot
-from pgtlsproxy.proxy.sockets import client_address, os_user
 from pgtlsproxy.proxy.stages import Accepted, BackendLeg, LoggedIn, Negotiated, SessionEnd
 from pgtlsproxy.tls.stream import TLSLeg
 
@@ -86,7 +94,7 @@ async def _run(
     session: str, client: Client, listener: str, snapshot: Snapshot, services: Services, log: SessionLog
 ) -> None:
     """All stages, in order."""
-    accepted = await _accept(session, client, listener, snapshot, log)
+    accepted = await accept(session, client, listener, snapshot, log)
     _refuse_beyond(snapshot.settings.max_connections + HARD_LIMIT_MARGIN, services)
     negotiated = await negotiate(accepted, client, log)
     if isinstance(negotiated, CancelRequested):
@@ -100,41 +108,7 @@ async def _run(
     if login.cancelled_caught:
         raise DeadlineMissed("the login was not over in time (authentication_timeout)")
     log.allowed()
-    try:
-        with services.cancels.registered(listener, logged_in):
-            end = await relay(logged_in)
-    finally:
-        logged_in.backend_leg.close()
-    _log_end(log, accepted, end)
-
-
-async def _accept(
-    session: str, client: Client, listener: str, snapshot: Snapshot, log: SessionLog
-) -> Accepted:
-    """Where the client comes from, and until when it must have said what."""
-    now = trio.current_time()
-    sock = client.sock
-    try:
-        sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        user = await trio.to_thread.run_sync(os_user, sock)
-        address = client_address(sock)
-    except OSError as error:
-        raise ClientGone(f"the client was gone before it was looked at: {error.strerror}") from None
-    log.note(listener=listener)
-    log.note_address(address, user)
-    return Accepted(
-        session=session,
-        sock=sock,
-        address=address,
-        os_user=user,
-        snapshot=snapshot,
-        listener=snapshot.listeners[listener],
-        accepted_at=now,
-        startup_deadline=now + snapshot.settings.startup_timeout,
-        deadline=now + snapshot.settings.authentication_timeout,
-    )
+    await _relay(logged_in, accepted, services, log)
 
 
 def _refuse_beyond(limit: int, services: Services) -> None:
@@ -171,14 +145,25 @@ def _note_backend(log: SessionLog, backend: BackendLeg) -> None:
     )
 
 
-def _log_end(log: SessionLog, accepted: Accepted, end: SessionEnd) -> None:
-    log.ended(
-        end.kind,
-        end.reason,
-        bytes_from_client=end.bytes_from_client,
-        bytes_from_backend=end.bytes_from_backend,
-        seconds=trio.current_time() - accepted.accepted_at,
-    )
+async def _relay(logged_in: LoggedIn, accepted: Accepted, services: Services, log: SessionLog) -> None:
+    """Carry the session to its end, and say how it ended even when it was cut."""
+    traffic, end = Traffic(), None
+    try:
+        with services.cancels.registered(accepted.listener.name, logged_in):
+            end = await relay(logged_in, traffic)
+    finally:
+        logged_in.backend_leg.close()
+        if end is None:
+            is_cut = trio.current_effective_deadline() == -math.inf
+            kind = ErrorKind.SHUTDOWN if is_cut else ErrorKind.BUG
+            end = SessionEnd(kind, "the session was cut", traffic.from_client, traffic.from_backend)
+        log.ended(
+            end.kind,
+            end.reason,
+            bytes_from_client=end.bytes_from_client,
+            bytes_from_backend=end.bytes_from_backend,
+            seconds=trio.current_time() - accepted.accepted_at,
+        )
 
 
 async def _refuse(error: ProxyError, client: Client, log: SessionLog) -> None:

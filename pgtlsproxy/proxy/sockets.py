@@ -208,16 +208,18 @@ def _plain_ip(text: str) -> IPAddress:
 def os_user(sock: socket.socket) -> OSUser | None:
     """Who is at the other end of a Unix socket, as the kernel says; None on TCP.
 
-    The overflow uid stands for every user that this user namespace does not know, so it has no
-    name; nor has a uid that the system's user database does not list.
+    A uid that the system's user database does not list has no name; nor has the overflow uid, which
+    stands for everybody whom this user namespace does not know.
     """
     if sock.family != socket.AF_UNIX:
         return None
     pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    name: str | None = None
-    if uid != _overflow_uid():
-        with contextlib.suppress(KeyError):
-            name = pwd.getpwuid(uid).pw_name
+    if uid == _overflow_uid():
+        return OSUser(uid, gid, pid, None, is_known=False)
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = None
     return OSUser(uid, gid, pid, name)
 
 

@@ -14,7 +14,7 @@ from pgtlsproxy.config import Backend, Listener
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.policy.access import Login, Rules
-from pgtlsproxy.policy.hba import parse_hba
+from pgtlsproxy.policy.hba import Method, parse_hba
 from pgtlsproxy.policy.ident import IdentMaps, parse_ident
 from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_soundness
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
@@ -84,7 +84,21 @@ class Units:
             self._warn(warning)
         if found.mistakes:
             raise ConfigError(found.mistakes)
+        self._warn_of_closed_socket(name, listener, rules)
         return rules
+
+    def _warn_of_closed_socket(self, name: str, listener: Listener, rules: Rules) -> None:
+        """Say that PostgreSQL's sockets are open to all, where `peer` lines expect users to knock."""
+        peer = next((rule for rule in rules.hba if rule.method is Method.PEER), None)
+        if peer is not None and listener.has_unix and not listener.unix_socket_permissions & 0o002:
+            mode = f"{listener.unix_socket_permissions:04o}"
+            self._warn(
+                Mistake(
+                    f"{self._files.path}: listeners.{name}.unix_socket_permissions",
+                    f"is {mode}: users outside the socket's group cannot connect, and {peer.ref} never sees "
+                    'them; PostgreSQL\'s default is "0777"',
+                )
+            )
 
     def _ident(self, name: str, listener: Listener) -> IdentMaps:
         if listener.ident_file is None:

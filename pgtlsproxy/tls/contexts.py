@@ -324,33 +324,36 @@ def handshake_with_itself(context: SSL.Context, options: TLSOptions) -> None:
     server.set_accept_state()
     client.set_connect_state()
     try:
-        for _ in range(10):
-            if all([_step(client, server), _step(server, client)]):
-                return
+        handshake(server, client)
     except SSL.Error as error:
-        raise ContextError(
-            [
-                (
-                    "ssl_ciphers",
-                    f"no client can complete a handshake with these settings: {openssl_reason(error)}",
-                )
-            ]
-        ) from None
-    raise ContextError([("ssl_ciphers", "no client can complete a handshake with these settings")])
+        what = f"no client can complete a handshake with these settings: {openssl_reason(error)}"
+        raise ContextError([("ssl_ciphers", what)]) from None
 
 
-def _step(connection: SSL.Connection, peer: SSL.Connection) -> bool:
-    finished = False
-    try:
-        connection.do_handshake()
-        finished = True
-    except SSL.WantReadError:
-        pass
-    try:
+def handshake(server: SSL.Connection, client: SSL.Connection) -> None:
+    """Take two connections that lie in memory through a handshake, and the client through its first read.
+
+    In TLS 1.3 a client learns what became of its certificate only then.
+
+    Raises:
+        SSL.Error: it failed on one side.
+    """
+    pending = [server, client]
+    while pending:
+        for connection in list(pending):
+            with contextlib.suppress(SSL.WantReadError):
+                connection.do_handshake()
+                pending.remove(connection)
+            _carry(server, client)
+            _carry(client, server)
+    with contextlib.suppress(SSL.WantReadError):
+        client.recv(1)
+
+
+def _carry(source: SSL.Connection, sink: SSL.Connection) -> None:
+    with contextlib.suppress(SSL.WantReadError):
         while True:
-            peer.bio_write(connection.bio_read(65536))
-    except SSL.WantReadError:
-        return finished
+            sink.bio_write(source.bio_read(65536))
 
 
 def openssl_reason(error: BaseException) -> str:

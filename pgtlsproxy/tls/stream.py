@@ -25,6 +25,7 @@ from OpenSSL import SSL
 
 from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
 from pgtlsproxy.tls import openssl
+from pgtlsproxy.tls.certificates import describe
 from pgtlsproxy.tls.contexts import HandshakeRecord, NoCommonALPN, openssl_reason
 
 Direction = Literal["read", "write"]
@@ -280,12 +281,25 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
     except SSL.SysCallError as error:
         raise _lost(error) from None
     except SSL.Error as error:
-        verdict = f": {verify_error_text(record.verify_error)}" if record.verify_error else ""
-        raise LegLost(f"{openssl_reason(error)}{verdict}") from None
+        raise LegLost(f"{openssl_reason(error)}{_verdict(record)}") from None
     try:
         return TLSLeg(sock, connection)
     except ValueError as error:
         raise LegLost(f"the server's certificate cannot be read: {error}") from None
+
+
+def _verdict(record: HandshakeRecord) -> str:
+    """Why a server's certificate did not verify, and who would have had to vouch for it."""
+    if not record.verify_error:
+        return ""
+    text = f": {verify_error_text(record.verify_error)}"
+    if record.certificate is None:
+        return text
+    try:
+        issuer = describe(record.certificate).issuer_dn
+    except ClientCertificateRefused:
+        return text
+    return f"{text} at depth {record.verify_depth} (the certificate's issuer is {issuer})"
 
 
 async def _handshake(sock: socket.socket, connection: SSL.Connection) -> None:

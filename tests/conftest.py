@@ -1,1 +1,8 @@
-pytest_plugins = ["fixtures.certs", "fixtures.postgres", "fixtures.clients", "fixtures.proxy"]
+pytest_plugins = [
+    "fixtures.certs",
+    "fixtures.postgres",
+    "fixtures.clients",
+    "fixtures.proxy",
+    "fixtures.shared_proxy",
+    "fixtures.fake_backend",
+]

@@ -16,8 +16,6 @@ from pgtlsproxy.identity import Secret, decode_name, encode_name, printable
 
 SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 
-AUTHENTICATION_OK: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x00"
-
 MAX_AUTH_TOKEN_OCTETS: Final = 65535
 """Longest length word of a client's authentication message; PG_MAX_AUTH_TOKEN_LENGTH in libpq/auth.h."""
 

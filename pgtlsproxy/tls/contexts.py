@@ -42,6 +42,10 @@ PROTOCOL_VERSIONS: Final = {
 """The names that postgresql.conf and libpq use, in ascending order."""
 
 
+MAX_FLIGHTS: Final = 4
+"""Round trips of the longest handshake, a TLS 1.2 one or one with HelloRetryRequest, and one more."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyPair:
     """A private key and its certificate chain, leaf first."""
@@ -222,7 +226,7 @@ def _apply_options(context: SSL.Context, options: TLSOptions) -> list[tuple[str,
 def _apply_tls13_ciphers(context: SSL.Context, suites: str) -> list[tuple[str, str]]:
     # OpenSSL drops unknown suites in silence as long as one is known, so each is tried alone.
     mistakes = []
-    for suite in suites.split(":"):
+    for suite in dict.fromkeys(suites.split(":")):
         try:
             if not suite:
                 raise SSL.Error
@@ -338,14 +342,14 @@ def handshake(server: SSL.Connection, client: SSL.Connection) -> None:
     Raises:
         SSL.Error: it failed on one side.
     """
-    pending = [server, client]
-    while pending:
-        for connection in list(pending):
+    for _ in range(MAX_FLIGHTS):
+        for connection in (server, client):
             with contextlib.suppress(SSL.WantReadError):
                 connection.do_handshake()
-                pending.remove(connection)
             _carry(server, client)
             _carry(client, server)
+    client.do_handshake()
+    server.do_handshake()
     with contextlib.suppress(SSL.WantReadError):
         client.recv(1)
 

@@ -152,7 +152,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call] # the stubs leave it out
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             self._aliases += 1
@@ -204,6 +204,7 @@ class _Builder:
             return self._mapping(path, node, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self._build((*path, index), item, depth + 1) for index, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)  # noqa: S101 - there is no fourth kind
         return self._scalar(path, node)
 
     def _mapping(self, path: KeyPath, node: yaml.MappingNode, depth: int) -> dict[str, object]:

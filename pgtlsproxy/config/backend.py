@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from string import Formatter
 from typing import Annotated, ClassVar, Final, Literal
@@ -29,7 +28,6 @@ from pgtlsproxy.config.values import (
     parse_host,
     parse_host_address,
     parse_ports,
-    parse_role_name,
 )
 from pgtlsproxy.identity import Secret
 
@@ -123,6 +121,7 @@ class Backend(Model):
             "sslcert_issuer",
             "sslkey_issuer",
             "sslcert_lifetime",
+            "shared_client_ca",
             "passfile",
             "proxy_protocol",
             "host_probe",
@@ -239,9 +238,6 @@ class Backend(Model):
     application_name_add: Annotated[str | None, BeforeValidator(_name_template)] = None
     """A text appended to application_name; knows `{addr} {port} {name} {session}`. None for off."""
 
-    shared_client_ca: bool = False
-    """Whether the issuer of the proxy's certificates may vouch for clients of a listener too."""
-
     @property
     def hosts(self) -> tuple[Host, ...]:
         """The hosts to try, in order."""
@@ -349,9 +345,9 @@ class Backend(Model):
         if self.target_session_attrs != "any" and self.login == "passthrough":
             yield (
                 "target_session_attrs",
-                f"{self.target_session_attrs} cannot work with login: passthrough: the host's role is known only "
-                "behind AuthenticationOk, when the client has spent its SCRAM proof on that host and cannot prove "
-                "itself to the next one; use any, or login: certificate",
+                f"{self.target_session_attrs} cannot work with login: passthrough: the host's role is known "
+                "only behind AuthenticationOk, when the client has spent its SCRAM proof on that host and "
+                "cannot prove itself to the next one; use any, or login: certificate",
             )
 
     def _tls_mistakes(self) -> Iterator[tuple[str, str]]:
@@ -409,7 +405,7 @@ class Backend(Model):
         if self.sslpassword is not None and self.sslpassword_file is not None:
             yield "sslpassword_file", "sslpassword is given too: keep one of the two"
 
-    def warnings(self) -> Iterator[tuple[str, str]]:
+    def concerns(self) -> Iterator[tuple[str, str]]:
         """What works and should be looked at: (key, what) pairs."""
         if not self.has_tcp_host or self.sslmode == "verify-full":
             return
@@ -421,6 +417,3 @@ class Backend(Model):
             "disable": "everything is in clear text: whoever is on the path reads and changes it",
         }
         yield "insecure_backend", f"sslmode {self.sslmode} to {hosts}: {dangers[self.sslmode]}"
-
-
-_FILE_NAME_FOR_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,62}")

@@ -43,6 +43,10 @@ class Model(BaseModel):
         """What is wrong between settings that are right one by one: (key, what) pairs."""
         return iter(())
 
+    def concerns(self) -> Iterator[tuple[str, str]]:
+        """What works and should be looked at: (key, what) pairs."""
+        return iter(())
+
 
 PROTOCOL_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 """postgresql.conf's and libpq's names, in ascending order."""
@@ -68,6 +72,7 @@ def _text(value: object) -> object:
 
 def absolute(path: str, info: ValidationInfo) -> str:
     """A path as the process can open it from anywhere; `..` is left to the kernel, which knows links."""
+    assert isinstance(info.context, Reading)  # noqa: S101 - narrows the type
     return os.path.join(info.context.folder, path)  # noqa: PTH118 - Path drops what follows a link's ..
 
 

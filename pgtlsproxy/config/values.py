@@ -50,8 +50,7 @@ class TCPAddress:
         return all(ip_address(host).is_loopback for host in self.hosts)
 
     def __str__(self) -> str:
-        names = {hosts: name for name, hosts in _WELL_KNOWN_HOSTS.items()}
-        host = names.get(self.hosts, self.hosts[0])
+        host = next((name for name, hosts in _WELL_KNOWN_HOSTS.items() if hosts == self.hosts), self.hosts[0])
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
@@ -134,7 +133,7 @@ def parse_list(value: object) -> tuple[object, ...]:
 
 
 def parse_ports(value: object) -> tuple[int, ...]:
-    """libpq's `port`: one number, or a list of them; an empty element of a comma list is 5432."""
+    """Libpq's `port`: one number, or a list of them; an empty element of a comma list is 5432."""
     if isinstance(value, str) and "," in value:
         return tuple(
             _port(_number(item)) if item else DEFAULT_PORT for item in map(str.strip, value.split(","))
@@ -263,7 +262,7 @@ def parse_network(value: object) -> Network:
     text = value if isinstance(value, str) else ""
     if is_ip(text):
         raise ValueError(
-            f"{found(text)} has no prefix length: write {text}/{128 if ':' in text else 32} for this one address"
+            f"{found(text)} has no prefix length: write {text}/{128 if ':' in text else 32} for this address"
         )
     try:
         network = ip_network(text, strict=False)

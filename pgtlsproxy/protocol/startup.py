@@ -242,7 +242,7 @@ def _parse_replication(text: str | None) -> Replication:
 
 def _parse_bool(text: str) -> bool | None:
     """PostgreSQL's loose reading of a boolean (parse_bool_with_len, src/backend/utils/adt/bool.c)."""
-    folded = text.lower() if text.isascii() else ""
+    folded = text.lower()
     if folded in {"on", "1"}:
         return True
     if folded in {"of", "off", "0"}:

@@ -116,7 +116,7 @@ class _Login:
 
     def __init__(self, negotiated: Negotiated, grant: Grant, backend: BackendLeg, client: Client) -> None:
         self.exchange = LoginExchange()
-        self.client_reader = client_reader()
+        self.client_reader = client_reader(lambda: self.exchange.awaited)
         self._negotiated = negotiated
         self._grant = grant
         self._backend = backend
@@ -203,7 +203,7 @@ class _Login:
         self.exchange.client_message(message)
         flag = self.exchange.binding_flag
         is_scram = self.exchange.outcome.challenge is Challenge.SCRAM
-        if is_scram and self._is_binding_removed and flag is not BindingFlag.NOT_SUPPORTED:
+        if is_scram and self._is_binding_removed and flag not in {None, BindingFlag.NOT_SUPPORTED}:
             raise ChannelBindingImpossible(
                 "client and backend both do SCRAM channel binding, and TLS ends in between. Ways out: "
                 "channel_binding=disable in the client, method cert with login: certificate, or the "

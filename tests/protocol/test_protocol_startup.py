@@ -198,6 +198,7 @@ def test_a_backend_is_never_asked_for_more_than_the_client_takes(
         payload(end=b""),
         payload(USER, end=b"\x00\x00"),
         payload(USER, end=b"\x00junk\x00"),
+        payload(USER, end=b"\x00x"),
         payload(USER, end=b"application_name\x00"),
         payload(USER, end=b"application_name\x00\x00"),
         payload(USER, end=b"application_name"),

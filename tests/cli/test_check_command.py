@@ -1,0 +1,230 @@
+"""`check` says everything that is wrong, `serve` says the same, and the shipped examples are right."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fixtures.certs import common_names
+from fixtures.deployments import config, in_clear, passthrough, with_certificate, with_tls
+
+ROOT = Path(__file__).parents[2]
+HBA = {"pg_hba.conf": "host all all all scram-sha-256\n"}
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory):
+    """The folder config/ beside a filled certs/dev/."""
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(ROOT / "config", folder / "config")
+    subprocess.run(
+        [ROOT / "certs/dev/make-certs", folder / "certs/dev"],
+        env=os.environ | {"PYTHON": sys.executable},
+        check=True,
+        capture_output=True,
+    )
+    return folder / "config"
+
+
+@pytest.mark.parametrize("deployment", ["legacy", "sidecar", "central"])
+def test_the_shipped_example_is_accepted_without_a_warning(examples, command_line, deployment):
+    result = command_line("check", "-c", str(examples / deployment / "pgtlsproxy.yaml"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("pgtlsproxy.yaml: ok\n")
+
+
+WRONG = {
+    "no hba_file": (lambda c: c["listeners"]["a"].pop("hba_file"), r"listeners\.a\.hba_file: is missing"),
+    "hba file missing": (
+        lambda c: c["listeners"]["a"].update(hba_file="nowhere.conf"), r"nowhere\.conf.*does not exist",
+    ),
+    "certificate without a key": (
+        lambda c: c["listeners"]["a"].pop("ssl_key_file"), r"listeners\.a\.ssl_key_file: is missing",
+    ),
+    "key as certificate": (
+        lambda c: c["listeners"]["a"].update(ssl_cert_file=c["listeners"]["a"]["ssl_key_file"]),
+        r"ssl_cert_file: .*no certificate in it",
+    ),
+    "certificate as key": (
+        lambda c: c["listeners"]["a"].update(ssl_key_file=c["listeners"]["a"]["ssl_cert_file"]),
+        r"ssl_key_file: .*(no private key in it|group or world access)",
+    ),
+    "bad listen": (lambda c: c["listeners"]["a"].update(listen=["nowhere:1"]), r"listeners\.a\.listen\[0\]"),
+    "minimum above maximum": (
+        lambda c: c["listeners"]["a"].update(
+            ssl_min_protocol_version="TLSv1.3", ssl_max_protocol_version="TLSv1.2"
+        ),
+        r"could not set SSL protocol version range",
+    ),
+    "empty ciphers": (lambda c: c["listeners"]["a"].update(ssl_ciphers=""), r"listeners\.a\.ssl_ciphers"),
+    "unknown suite": (
+        lambda c: c["listeners"]["a"].update(ssl_tls13_ciphers="TLS_NOPE"), r'"TLS_NOPE" is no TLS 1\.3 cipher suite',
+    ),
+    "unknown group": (lambda c: c["listeners"]["a"].update(ssl_groups="nope"), r'"nope" is no key exchange group'),
+    "unknown key": (lambda c: c["listeners"]["a"].update(ssl_cert_fil="x"), r"ssl_cert_fil: is unknown; is it ssl_cert_file"),
+    "later key": (
+        lambda c: c["listeners"]["a"].update(scram_secrets_file="x"), r"scram_secrets_file: is not in this version",
+    ),
+    "address twice": (
+        lambda c: c["listeners"].update(b={**c["listeners"]["a"], "listen": ["127.0.0.1:1"]}) or c["listeners"]["a"].update(listen=["127.0.0.1:1"]),
+        r"127\.0\.0\.1:1 is listener a's already",
+    ),
+    "unknown backend": (lambda c: c["listeners"]["a"].update(backend="primry"), r'no backend "primry"; is it primary\?'),
+    "weak sslmode": (
+        lambda c: c["backends"]["primary"].update(sslmode="require"), r"sslmode: require .*insecure_backend",
+    ),
+    "target_session_attrs with passthrough": (
+        lambda c: c["backends"]["primary"].update(target_session_attrs="read-write"),
+        r"target_session_attrs: read-write cannot work with login: passthrough",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: case.replace(" ", "-"))
+def test_what_is_wrong_is_named_with_its_place_and_serve_says_the_same(certs, proxy, command_line, case):
+    spoil, text = WRONG[case]
+    wrong = config({"a": with_tls(certs)}, primary=with_password_backend(certs))
+    spoil(wrong)
+    path = proxy.write(wrong, HBA)
+    checked = command_line("check", "-c", str(path))
+    assert checked.returncode == 1
+    assert re.search(text, checked.stderr), checked.stderr
+    served = command_line("serve", "-c", str(path))
+    assert served.returncode == 1
+    mistakes = [line for line in checked.stderr.splitlines() if line.startswith("error:")]
+    assert mistakes == [line for line in served.stderr.splitlines() if line.startswith("error:")]
+
+
+def with_password_backend(certs):
+    return {"host": "localhost", "port": 5432, "sslrootcert": certs.ca.crt, "login": "passthrough"}
+
+
+def test_all_mistakes_are_reported_at_once(certs, proxy, command_line):
+    wrong = config(
+        {"a": with_tls(certs, nonsense=1), "b": in_clear(hba_file="bad_hba.conf")},
+        primary={**with_password_backend(certs), "port": 99999},
+    )
+    path = proxy.write(wrong, HBA | {"bad_hba.conf": "hots all all all trust\nhost all all all md5\n"})
+    assert command_line("check", "-c", str(path)).stderr.count("error:") == 2
+    wrong["listeners"]["a"].pop("nonsense")
+    wrong["backends"]["primary"]["port"] = 5432
+    path = proxy.write(wrong, HBA | {"bad_hba.conf": "hots all all all trust\nhost all all all md5\n"})
+    result = command_line("check", "-c", str(path))
+    assert "bad_hba.conf:1" in result.stderr
+    assert "bad_hba.conf:2" in result.stderr
+
+
+def test_machines_get_one_json_object(certs, proxy, command_line):
+    path = proxy.write(config({"a": in_clear()}, primary=with_password_backend(certs)), {"pg_hba.conf": "x\n"})
+    result = command_line("check", "-c", str(path), "--json")
+    answer = json.loads(result.stdout)
+    assert (result.returncode, answer["ok"], result.stderr) == (1, False, "")
+    assert answer["mistakes"][0]["where"].endswith("pg_hba.conf:1")
+
+
+def test_check_opens_no_socket_and_writes_nothing(certs, proxy, command_line):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = proxy.write(
+            config({"a": in_clear(listen=[f"127.0.0.1:{port}"])}, primary=with_password_backend(certs)), HBA
+        )
+        before = sorted(path.parent.iterdir())
+        assert command_line("check", "-c", str(path)).returncode == 0
+        assert sorted(path.parent.iterdir()) == before
+
+
+def test_a_busy_port_ends_serve_and_releases_the_others(certs, proxy, command_line):
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
+        busy, other = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        listen = [f"127.0.0.1:{other}", f"127.0.0.1:{busy}"]
+        path = proxy.write(config({"a": in_clear(listen=listen)}, primary=with_password_backend(certs)), HBA)
+        result = command_line("serve", "-c", str(path))
+        assert result.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{busy}: Address already in use" in result.stderr
+        socket.create_server(("127.0.0.1", other)).close()
+
+
+@pytest.mark.parametrize(("mode", "accepted"), [(0o600, True), (0o400, True), (0o644, False), (0o660, False)])
+def test_a_key_that_others_may_read_is_refused(certs, proxy, command_line, mode, accepted):
+    listener = with_tls(certs, ssl_key_file="server.key")
+    path = proxy.write(
+        config({"a": listener}, primary=with_password_backend(certs)),
+        HBA | {"server.key": certs.server.key.read_bytes()},
+    )
+    (path.parent / "server.key").chmod(mode)
+    result = command_line("check", "-c", str(path))
+    assert (result.returncode == 0) is accepted
+    assert ("has group or world access" in result.stderr) is not accepted
+
+
+def test_a_combined_pem_file_serves_as_certificate_and_key(certs, proxy, command_line):
+    pem = certs.server.key.read_bytes() + certs.server.crt.read_bytes()
+    listener = with_tls(certs, ssl_cert_file="both.pem", ssl_key_file="both.pem")
+    path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), HBA | {"both.pem": pem})
+    assert command_line("check", "-c", str(path)).returncode == 0
+
+
+def test_an_expired_certificate_fails_check_and_does_not_keep_serve_from_starting(certs, proxy, command_line):
+    expired = certs.ca.expired(common_names("localhost"), names=("localhost",))
+    running = proxy(config({"a": with_tls(certs, expired)}, primary=with_password_backend(certs)), HBA)
+    warning = running.wait_for_event("config_warning")["warning"]
+    assert "CN=localhost expired on" in warning
+    result = command_line("check", "-c", str(running.config))
+    assert result.returncode == 1
+    assert "CN=localhost expired on" in result.stderr
+
+
+def test_connect_tells_what_each_backend_asks(certs, tls_cluster, proxy, command_line):
+    path = proxy.write(config({"a": in_clear()}, primary=passthrough(tls_cluster(17), certs)), HBA)
+    result = command_line("check", "-c", str(path), "--connect")
+    assert result.returncode == 0, result.stderr
+    assert "TLSv1.3; asks for SCRAM with channel binding" in result.stdout
+
+
+def test_connect_finds_a_backend_that_believes_the_proxy(certs, tls_cluster, proxy, command_line):
+    cluster = tls_cluster(17, "hostssl all all all trust\n")
+    path = proxy.write(config({"a": in_clear()}, primary=passthrough(cluster, certs)), HBA)
+    # PostgreSQL answers AuthenticationOk before it looks for the role.
+    result = command_line("check", "-c", str(path), "--connect")
+    assert result.returncode == 1
+    assert "it lets an unknown user in without asking for a proof" in result.stderr
+
+
+def test_connect_finds_a_backend_that_is_somebody_else(certs, tls_cluster, proxy, command_line):
+    backend = passthrough(tls_cluster(17), certs, host="db.example.com")
+    path = proxy.write(config({"a": in_clear()}, primary=backend), HBA)
+    result = command_line("check", "-c", str(path), "--connect")
+    assert result.returncode == 1
+    assert 'does not match host name "db.example.com"' in result.stderr
+
+
+def test_a_socket_that_peer_users_cannot_reach_is_warned_of(certs, tls_cluster, proxy, command_line, tmp_path):
+    listener = in_clear(listen=[f"unix:{tmp_path}"])
+    backend = with_certificate(tls_cluster(17), certs)
+    path = proxy.write(config({"a": listener}, primary=backend), {"pg_hba.conf": "local all alice peer\n"})
+    result = command_line("check", "-c", str(path))
+    assert result.returncode == 0
+    assert 'PostgreSQL\'s default is "0777"' in result.stderr
+
+
+def test_wrong_usage_is_64(command_line):
+    assert command_line("check").returncode == 64
+    assert command_line("serv").returncode == 64
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "certs", "demo"])
+def test_every_command_shows_an_example(command_line, command):
+    result = command_line(command, "--help")
+    assert result.returncode == 0
+    assert re.search(rf"Examples?[^\n]*:\n\s+pgtlsproxy {command}", result.stdout), result.stdout
+
+
+def test_the_version_names_what_it_stands_on(command_line):
+    answer = command_line("--version").stdout
+    assert re.search(r"pgtlsproxy \d+\.\d+\.\d+\nPython 3\.\d+\.\d+, pyOpenSSL [\d.]+, OpenSSL ", answer)

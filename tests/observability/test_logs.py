@@ -1,0 +1,140 @@
+"""Events: one JSON object a line with every field, printable whatever came in, and no secret in any form."""
+
+import io
+import json
+import sys
+from datetime import UTC, datetime
+from ipaddress import ip_address
+
+import pytest
+
+from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, Secret, printable
+from pgtlsproxy.observability.logs import (
+    END_FIELDS,
+    FOLD_AFTER,
+    SESSION_FIELDS,
+    RefusalFolder,
+    SessionLog,
+    configure,
+)
+
+HOSTILE = [
+    "new\nline", "\x1b[31mred", "nul\x00", "\x7f", "{} %s {0}", '"quoted"', "\\", "\udcff\udcfe", "\u202eright to left",
+    "\u2028separator", "[/x]", "x" * 1_000_000, "\x9b31m",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def hooks(monkeypatch):
+    """`configure` puts its own in their place."""
+    for name in ("excepthook", "unraisablehook"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    import threading
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+
+def session_log(log_format="json", level="debug"):
+    stream = io.StringIO()
+    logger = configure(log_format, level, stream)
+    return SessionLog(logger, RefusalFolder(logger.info), session="abc", generation=1), stream
+
+
+def events(stream):
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_both_events_have_every_field_and_absent_is_null():
+    log, stream = session_log()
+    log.allowed()
+    log.ended("ok", "the client closed", bytes_from_client=1, bytes_from_backend=2, seconds=0.5)
+    decided, ended = events(stream)
+    head = ["timestamp", "level", "event"]
+    assert list(decided) == [*head, *SESSION_FIELDS]
+    assert list(ended) == [*head, *SESSION_FIELDS, *END_FIELDS]
+    assert decided["user"] is None
+    assert (decided["event"], decided["verdict"]) == ("session_decided", "allowed")
+    assert (ended["event"], ended["kind"], ended["bytes_from_backend"]) == ("session_ended", "ok", 2)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_one_event_is_one_printable_line_whatever_a_client_says(text, log_format):
+    log, stream = session_log(log_format)
+    log.note(user=text, database=text.encode("utf-8", "surrogatepass"), application_name=text, sni=text)
+    log.refused("denied", "28000", text)
+    written = stream.getvalue()
+    assert written.count("\n") == 1
+    assert written.rstrip("\n").isprintable()
+    assert len(written) < 10_000
+    if log_format == "json":
+        assert json.loads(written)["user"] == printable(text)
+
+
+def test_a_field_that_is_not_documented_is_a_bug():
+    log, _ = session_log()
+    with pytest.raises(KeyError):
+        log.note(passwrd="x")
+
+
+def test_an_operating_system_user_and_a_certificate_are_shown_whole():
+    log, stream = session_log()
+    log.note_address(ClientAddress(None, None, is_local=True), OSUser(1000, 1000, 7, "web"))
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    log.note_certificate(
+        Certificate(("alice",), "CN=alice", "CN=ca", 255, "ab" * 32, moment, moment, ("DNS:a",)), verified=True
+    )
+    log.allowed()
+    (event,) = events(stream)
+    assert (event["client_addr"], event["os_user"], event["os_uid"], event["os_pid"]) == ("[local]", "web", 1000, 7)
+    assert (event["cert_serial"], event["cert_san"], event["cert_verified"]) == ("ff", ["DNS:a"], True)
+
+
+def test_identical_refusals_are_folded_and_counted():
+    log, stream = session_log()
+    folder = log._folder
+    for _ in range(FOLD_AFTER + 5):
+        log.refused("denied", "28000", "no line")
+    folder.flush()
+    names = [event["event"] for event in events(stream)]
+    assert names == ["session_decided"] * FOLD_AFTER + ["refusals_folded"]
+    assert events(stream)[-1]["count"] == 5
+    log.refused("denied", "28000", "no line")
+    assert events(stream)[-1]["event"] == "session_decided"
+
+
+def test_a_probe_is_below_info():
+    log, stream = session_log(level="info")
+    log.refused("probe", None, "the client closed")
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_traceback_shows_the_value_of_a_variable(log_format):
+    log, stream = session_log(log_format)
+
+    def fails(password, secret):
+        canary = password.decode() + "-canary"
+        raise RuntimeError(f"{secret} {len(canary)}")
+
+    try:
+        fails(b"hun" + b"ter2", Secret(b"hun" + b"ter3"))
+    except RuntimeError as error:
+        log.bug(error)
+    written = stream.getvalue()
+    assert "RuntimeError" in written
+    assert "hunter" not in written
+
+
+def test_what_python_would_print_becomes_an_event():
+    _, stream = session_log()
+    try:
+        raise RuntimeError("stray")
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    (event,) = events(stream)
+    assert (event["event"], event["level"]) == ("bug", "error")
+
+
+def test_addresses_are_shown_as_people_write_them():
+    assert str(ClientAddress(ip_address("::1"), 5, is_local=True)) == "::1"

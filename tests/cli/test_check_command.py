@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fixtures.certs import common_names
 from fixtures.deployments import config, in_clear, passthrough, with_certificate, with_tls
 
@@ -120,7 +121,9 @@ def test_all_mistakes_are_reported_at_once(certs, proxy, command_line):
 
 
 def test_machines_get_one_json_object(certs, proxy, command_line):
-    path = proxy.write(config({"a": in_clear()}, primary=with_password_backend(certs)), {"pg_hba.conf": "x\n"})
+    path = proxy.write(
+        config({"a": in_clear()}, primary=with_password_backend(certs)), {"pg_hba.conf": "x\n"}
+    )
     result = command_line("check", "-c", str(path), "--json")
     answer = json.loads(result.stdout)
     assert (result.returncode, answer["ok"], result.stderr) == (1, False, "")
@@ -204,7 +207,9 @@ def test_connect_finds_a_backend_that_is_somebody_else(certs, tls_cluster, proxy
     assert 'does not match host name "db.example.com"' in result.stderr
 
 
-def test_a_socket_that_peer_users_cannot_reach_is_warned_of(certs, tls_cluster, proxy, command_line, tmp_path):
+def test_a_socket_that_peer_users_cannot_reach_is_warned_of(
+    certs, tls_cluster, proxy, command_line, tmp_path
+):
     listener = in_clear(listen=[f"unix:{tmp_path}"])
     backend = with_certificate(tls_cluster(17), certs)
     path = proxy.write(config({"a": listener}, primary=backend), {"pg_hba.conf": "local all alice peer\n"})

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fixtures.certs import Certs, common_names
 from fixtures.clients import Psql
 from fixtures.postgres import ClusterFactory, password
-
 from pgtlsproxy.demo.installations import Installation, PostgresFailed, ServerUser, runnable_by, server_user
 from pgtlsproxy.demo.postgres import Cluster
 

@@ -82,11 +82,17 @@ def test_an_operating_system_user_and_a_certificate_are_shown_whole():
     log.note_address(ClientAddress(None, None, is_local=True), OSUser(1000, 1000, 7, "web"))
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     log.note_certificate(
-        Certificate(("alice",), "CN=alice", "CN=ca", 255, "ab" * 32, moment, moment, ("DNS:a",)), verified=True
+        Certificate(("alice",), "CN=alice", "CN=ca", 255, "ab" * 32, moment, moment, ("DNS:a",)),
+        verified=True,
     )
     log.allowed()
     (event,) = events(stream)
-    assert (event["client_addr"], event["os_user"], event["os_uid"], event["os_pid"]) == ("[local]", "web", 1000, 7)
+    assert (event["client_addr"], event["os_user"], event["os_uid"], event["os_pid"]) == (
+        "[local]",
+        "web",
+        1000,
+        7,
+    )
     assert (event["cert_serial"], event["cert_san"], event["cert_verified"]) == ("ff", ["DNS:a"], True)
 
 

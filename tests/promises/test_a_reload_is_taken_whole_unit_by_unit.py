@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+
 from fixtures.deployments import config, in_clear, passthrough, with_tls
 from fixtures.postgres import password
 

@@ -4,6 +4,7 @@ import itertools
 import ssl
 
 import pytest
+
 from fixtures import wire
 from fixtures.deployments import config, in_clear, passthrough, with_tls
 from fixtures.fake_backend import lets_everybody_in
@@ -39,7 +40,9 @@ def running(shared_proxy, certs, backend, unix_folder):
 def servers(tls_cluster):
     """PostgreSQL by (major, whether ssl is on)."""
     return {
-        (major, encrypted): tls_cluster(major, HBA, settings=None if encrypted else {"ssl": "off", "ssl_ca_file": ""})
+        (major, encrypted): tls_cluster(
+            major, HBA, settings=None if encrypted else {"ssl": "off", "ssl_ca_file": ""}
+        )
         for major in (17, 18)
         for encrypted in (True, False)
     }
@@ -107,7 +110,9 @@ def test_inside_direct_tls_both_are_refused_once(running, servers, sequence):
             assert answers(client, sequence) == wanted
 
 
-@pytest.mark.parametrize("sequence", [("ssl",), ("gssenc",), ("ssl", "gssenc"), ("gssenc", "ssl")], ids=",".join)
+@pytest.mark.parametrize(
+    "sequence", [("ssl",), ("gssenc",), ("ssl", "gssenc"), ("gssenc", "ssl")], ids=",".join
+)
 def test_at_a_unix_socket_no_encryption_is_offered(running, unix_folder, sequence):
     with wire.WireClient(f"{unix_folder}/.s.PGSQL.5432") as client:
         assert answers(client, sequence) == [b"N"] * len(sequence)
@@ -148,7 +153,11 @@ def test_a_cancel_request_may_follow_refused_requests(running, sequence):
 
 @pytest.mark.parametrize(
     ("offered", "selected"),
-    [(["postgresql"], "postgresql"), (["h2", "postgresql"], "postgresql"), (["postgresql", "h2"], "postgresql")],
+    [
+        (["postgresql"], "postgresql"),
+        (["h2", "postgresql"], "postgresql"),
+        (["postgresql", "h2"], "postgresql"),
+    ],
 )
 @pytest.mark.parametrize("asked", [True, False], ids=["after SSLRequest", "direct"])
 def test_postgresql_is_chosen_from_what_alpn_offers(running, asked, offered, selected):
@@ -159,7 +168,9 @@ def test_postgresql_is_chosen_from_what_alpn_offers(running, asked, offered, sel
         assert logs_in(client)
 
 
-@pytest.mark.parametrize("offered", [["h2"], ["http/1.1"], ["PostgreSQL"], ["postgresql2", "p"]], ids=",".join)
+@pytest.mark.parametrize(
+    "offered", [["h2"], ["http/1.1"], ["PostgreSQL"], ["postgresql2", "p"]], ids=",".join
+)
 @pytest.mark.parametrize("asked", [True, False], ids=["after SSLRequest", "direct"])
 def test_alpn_without_postgresql_ends_the_handshake(running, servers, asked, offered):
     context = wire.tls_context(alpn=offered)

@@ -1,6 +1,7 @@
 """Whatever is sent in clear before the handshake stays outside it (CVE-2021-23214, CVE-2021-3935, CVE-2023-40217)."""
 
 import pytest
+
 from fixtures import wire
 from fixtures.deployments import config, passthrough, with_tls
 from fixtures.fake_backend import lets_everybody_in
@@ -37,7 +38,9 @@ def nobody_dialled(running, backend, client):
 
 
 @pytest.mark.parametrize("smuggled", [SMUGGLED, b"Q", b"\x00" * 16384, wire.SSL_REQUEST], ids=len)
-@pytest.mark.parametrize("ahead", [wire.SSL_REQUEST, wire.GSSENC_REQUEST + wire.SSL_REQUEST], ids=["ssl", "gssenc+ssl"])
+@pytest.mark.parametrize(
+    "ahead", [wire.SSL_REQUEST, wire.GSSENC_REQUEST + wire.SSL_REQUEST], ids=["ssl", "gssenc+ssl"]
+)
 def test_what_lies_behind_ssl_request_in_one_segment_breaks_the_handshake(running, client, smuggled, ahead):
     client.send(ahead + smuggled)
     client.end()

@@ -3,6 +3,7 @@
 import struct
 
 import pytest
+
 from fixtures import wire
 from fixtures.deployments import config, passthrough, with_tls
 from fixtures.fake_backend import lets_everybody_in

@@ -14,7 +14,9 @@ from fixtures.postgres import password
 SSL = "SELECT current_user, ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
 
 
-def test_a_client_in_clear_logs_in_with_its_password_over_tls_to_the_server(tls_cluster, certs, proxy, each_psql):
+def test_a_client_in_clear_logs_in_with_its_password_over_tls_to_the_server(
+    tls_cluster, certs, proxy, each_psql
+):
     cluster = tls_cluster(17)
     running = proxy(
         config({"legacy": in_clear()}, primary=passthrough(cluster, certs)),
@@ -36,8 +38,13 @@ def test_a_certificate_is_mapped_to_its_user_and_the_proxy_logs_in_with_its_own(
     cluster = tls_cluster(17, PROXY_CERTIFICATE_HBA, ident=PROXY_CERTIFICATE_IDENT)
     client = certs.client("alice.smith")
     running = proxy(
-        config({"central": with_tls(certs, ident_file="pg_ident.conf")}, primary=with_certificate(cluster, certs)),
-        {"pg_hba.conf": "hostssl all all all cert map=people\n", "pg_ident.conf": "people alice.smith alice\n"},
+        config(
+            {"central": with_tls(certs, ident_file="pg_ident.conf")}, primary=with_certificate(cluster, certs)
+        ),
+        {
+            "pg_hba.conf": "hostssl all all all cert map=people\n",
+            "pg_ident.conf": "people alice.smith alice\n",
+        },
     )
     words = {
         "host": "localhost", "hostaddr": "127.0.0.1", "port": running.port("central"), "dbname": "alice",

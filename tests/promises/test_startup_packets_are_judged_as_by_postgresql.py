@@ -7,6 +7,7 @@ import struct
 import time
 
 import pytest
+
 from fixtures import wire
 from fixtures.deployments import config, passthrough, with_tls
 from fixtures.fake_backend import lets_everybody_in
@@ -124,7 +125,10 @@ LOGICAL = f'no pg_hba.conf entry for {HOST}, database "alice", no encryption'
 
 PARSED = {
     "the whole length that is allowed": (of_length(10_004), LOGICAL),
-    "a database": (wire.startup(user="alice", database="app"), LOGICAL.replace('database "alice"', 'database "app"')),
+    "a database": (
+        wire.startup(user="alice", database="app"),
+        LOGICAL.replace('database "alice"', 'database "app"'),
+    ),
     "an empty database": (wire.startup(user="alice", database=""), LOGICAL),
     "user behind other parameters": (wire.startup(application_name="x", user="alice"), LOGICAL),
     "names of 63 bytes": (
@@ -194,7 +198,9 @@ def test_so_it_is_inside_tls(running, nobody_is_dialled, data):
 
 
 @pytest.mark.parametrize(("data", "sqlstate", "text"), ANSWERED.values(), ids=ANSWERED.keys())
-def test_a_malformed_packet_gets_postgresqls_answer(running, servers, nobody_is_dialled, data, sqlstate, text):
+def test_a_malformed_packet_gets_postgresqls_answer(
+    running, servers, nobody_is_dialled, data, sqlstate, text
+):
     with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
         start = time.monotonic()
         said = answer(client, data)

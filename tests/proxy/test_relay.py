@@ -88,7 +88,10 @@ async def test_what_was_read_before_the_hand_over_comes_first(nursery):
     nursery.start_soon(started.run)
     await started.client.send(b"and more")
     await started.backend.send(b"and more")
-    assert await started.backend.receive(100) + await started.backend.receive(100) == b"from the client, and more"
+    assert (
+        await started.backend.receive(100) + await started.backend.receive(100)
+        == b"from the client, and more"
+    )
     assert (await started.client.receive(100)).startswith(b"from the backend, ")
     started.close()
 

@@ -74,7 +74,9 @@ def test_a_configured_suite_of_tls_1_3_is_the_one_that_is_used(suite):
     assert server.get_cipher_name() == suite
 
 
-@pytest.mark.parametrize(("groups", "used"), [("prime256v1", "secp256r1"), ("X25519MLKEM768", "X25519MLKEM768")])
+@pytest.mark.parametrize(
+    ("groups", "used"), [("prime256v1", "secp256r1"), ("X25519MLKEM768", "X25519MLKEM768")]
+)
 def test_a_configured_group_is_the_one_that_is_used(groups, used):
     client = bare_client()
     assert openssl.set_groups(client, "X25519:prime256v1:X25519MLKEM768")
@@ -102,7 +104,11 @@ def test_a_client_without_a_configured_group_is_refused():
         (TLSOptions(min_protocol_version="TLSv1.1"), "ssl_min_protocol_version", "SECLEVEL"),
         (TLSOptions(dh_params=b"no parameters"), "ssl_dh_params_file", "DH parameters"),
         # An EC key has no use for suites that need an RSA one.
-        (TLSOptions(ciphers="ECDHE-RSA-AES128-GCM-SHA256", max_protocol_version="TLSv1.2"), "ssl_ciphers", "no client"),
+        (
+            TLSOptions(ciphers="ECDHE-RSA-AES128-GCM-SHA256", max_protocol_version="TLSv1.2"),
+            "ssl_ciphers",
+            "no client",
+        ),
     ],
 )
 def test_what_openssl_would_ignore_or_fail_at_later_is_an_error(options, setting, text):
@@ -113,7 +119,9 @@ def test_what_openssl_would_ignore_or_fail_at_later_is_an_error(options, setting
 
 def test_every_wrong_setting_is_reported_at_once():
     with pytest.raises(ContextError) as caught:
-        server_context(pair(SERVER), TRUST, TLSOptions(ciphers="NOTHING", groups="nope", tls13_ciphers="nope"))
+        server_context(
+            pair(SERVER), TRUST, TLSOptions(ciphers="NOTHING", groups="nope", tls13_ciphers="nope")
+        )
     assert {key for key, _ in caught.value.mistakes} == {"ssl_ciphers", "ssl_groups", "ssl_tls13_ciphers"}
 
 

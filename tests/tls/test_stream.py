@@ -50,7 +50,9 @@ async def tls_legs(version, client_pair=None, trust=TRUST):
         legs["server"] = await accept_tls(server_sock, server_context(pair(SERVER), trust, options))
 
     async def connect():
-        legs["client"] = await connect_tls(client_sock, backend_context(client_pair, TRUST, options), b"localhost")
+        legs["client"] = await connect_tls(
+            client_sock, backend_context(client_pair, TRUST, options), b"localhost"
+        )
 
     try:
         async with trio.open_nursery() as nursery:
@@ -182,11 +184,15 @@ async def test_a_foreign_certificate_is_refused_with_openssls_reason():
     with pytest.raises(ExceptionGroup) as caught:
         await tls_legs("TLSv1.2", pair(stranger))
     (error,) = caught.value.split(ClientCertificateFailed)[0].exceptions
-    assert error.reason.startswith("Client certificate verification failed at depth 0: unable to get local issuer")
+    assert error.reason.startswith(
+        "Client certificate verification failed at depth 0: unable to get local issuer"
+    )
     assert error.record.certificate == stranger.certificate
 
 
-@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05garbage", b"\x00" * 300])
+@pytest.mark.parametrize(
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05garbage", b"\x00" * 300]
+)
 async def test_what_is_no_handshake_fails_and_names_no_certificate(garbage):
     one, other = sockets()
     one.send(garbage)

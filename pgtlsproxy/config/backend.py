@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from string import Formatter
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -18,7 +17,6 @@ from pgtlsproxy.config.model import (
     Text,
     absolute,
     in_range,
-    is_range,
     one_of,
 )
 from pgtlsproxy.config.values import (
@@ -298,122 +296,3 @@ class Backend(Model):
         if self.require_auth[0].startswith("!"):
             return f"!{method}" not in self.require_auth
         return method in self.require_auth
-
-    def mistakes(self) -> Iterator[tuple[str, str]]:
-        """What is wrong between settings that are right one by one."""
-        yield from self._host_mistakes()
-        if self.has_tcp_host:
-            yield from self._tls_mistakes()
-        yield from self._credential_mistakes()
-        if not is_range("TLSv1.2", self.ssl_min_protocol_version):
-            yield (
-                "ssl_min_protocol_version",
-                f"{self.ssl_min_protocol_version} is too old: TLSv1.2 or TLSv1.3",
-            )
-        if not is_range(self.ssl_min_protocol_version, self.ssl_max_protocol_version):
-            yield (
-                "ssl_max_protocol_version",
-                f"invalid SSL protocol version range: {self.ssl_max_protocol_version} is older than "
-                f"ssl_min_protocol_version, which is {self.ssl_min_protocol_version}",
-            )
-
-    def _host_mistakes(self) -> Iterator[tuple[str, str]]:
-        count = max(len(self.host), len(self.hostaddr))
-        if not count:
-            yield "host", "is missing: name the server, or the folder of its Unix socket"
-            return
-        if self.host and self.hostaddr and len(self.host) != len(self.hostaddr):
-            yield (
-                "hostaddr",
-                f"could not match {len(self.host)} host names to {len(self.hostaddr)} hostaddr values",
-            )
-            return
-        if len(self.port) not in {1, count}:
-            yield "port", f"could not match {len(self.port)} port numbers to {count} hosts"
-        for index, host in enumerate(self.hosts):
-            if not host.host and host.hostaddr is None:
-                yield "host", f"element {index + 1} is empty"
-            elif not host.host and self.sslmode == "verify-full":
-                yield (
-                    "host",
-                    "host name must be specified for a verified SSL connection: hostaddr is not enough",
-                )
-            elif host.is_unix and host.hostaddr is not None:
-                yield "hostaddr", f"{host.host} is a Unix socket and has no address"
-        if self.requirepeer is not None and not self.has_unix_host:
-            yield "requirepeer", "would have no effect: no host is a Unix socket"
-        if self.target_session_attrs != "any" and self.login == "passthrough":
-            yield (
-                "target_session_attrs",
-                f"{self.target_session_attrs} cannot work with login: passthrough: the host's role is known "
-                "only behind AuthenticationOk, when the client has spent its SCRAM proof on that host and "
-                "cannot prove itself to the next one; use any, or login: certificate",
-            )
-
-    def _tls_mistakes(self) -> Iterator[tuple[str, str]]:
-        if self.sslmode != "verify-full" and self.sslrootcert == SYSTEM_ROOTS:
-            yield (
-                "sslmode",
-                f'weak sslmode "{self.sslmode}" may not be used with sslrootcert=system (use "verify-full"): '
-                "anybody can have a certificate of those issuers",
-            )
-        elif self.sslmode != "verify-full" and not self.insecure_backend:
-            yield (
-                "sslmode",
-                f"{self.sslmode} lets whoever is on the path be the server: use verify-full, or say "
-                "insecure_backend: true as well",
-            )
-        if self.sslmode.startswith("verify-") and self.sslrootcert is None:
-            yield (
-                "sslrootcert",
-                f"is missing, and sslmode {self.sslmode} needs it: the CA's certificate, or system for the "
-                "operating system's list",
-            )
-        if self.sslnegotiation == "direct" and self.sslmode in {"disable", "prefer"}:
-            yield (
-                "sslnegotiation",
-                f'weak sslmode "{self.sslmode}" may not be used with sslnegotiation=direct '
-                '(use "require", "verify-ca", or "verify-full")',
-            )
-        if not self.verifies_chain:
-            for key in ("sslcrl", "sslcrldir"):
-                if getattr(self, key) is not None:
-                    yield (
-                        key,
-                        f"would have no effect: sslmode {self.sslmode} without sslrootcert verifies nothing",
-                    )
-
-    def _credential_mistakes(self) -> Iterator[tuple[str, str]]:
-        if (self.sslcert is None) != (self.sslkey is None):
-            missing, given = ("sslkey", "sslcert") if self.sslkey is None else ("sslcert", "sslkey")
-            yield missing, f"is missing, and {given} is given: a certificate and its key belong together"
-        elif self.sslcert is not None and self.sslkey is not None:
-            in_key = USER_PLACEHOLDER in self.sslkey.rpartition("/")[2]
-            if self.has_user_certificates != in_key:
-                yield (
-                    "sslkey",
-                    f"{USER_PLACEHOLDER} stands in one of sslcert and sslkey: it must stand in both",
-                )
-        if self.login == "certificate" and self.has_tcp_host:
-            if self.sslcert is None and self.sslkey is None:
-                yield "sslcert", "is missing, and login: certificate shows it to the backend"
-            if self.sslmode in {"disable", "prefer"}:
-                yield "login", f"a certificate needs TLS, and sslmode {self.sslmode} does not demand it"
-        for key in ("sslpassword", "sslpassword_file"):
-            if getattr(self, key) is not None and self.sslkey is None:
-                yield key, "would have no effect without sslkey"
-        if self.sslpassword is not None and self.sslpassword_file is not None:
-            yield "sslpassword_file", "sslpassword is given too: keep one of the two"
-
-    def concerns(self) -> Iterator[tuple[str, str]]:
-        """What works and should be looked at: (key, what) pairs."""
-        if not self.has_tcp_host or self.sslmode == "verify-full":
-            return
-        hosts = ", ".join(host.host or str(host.hostaddr) for host in self.hosts if not host.is_unix)
-        dangers = {
-            "verify-ca": "any certificate of its CA can be the server, for host names are not compared",
-            "require": "TLS is there, but whoever is on the path can be the server",
-            "prefer": "whoever is on the path can be the server, or turn TLS off",
-            "disable": "everything is in clear text: whoever is on the path reads and changes it",
-        }
-        yield "insecure_backend", f"sslmode {self.sslmode} to {hosts}: {dangers[self.sslmode]}"

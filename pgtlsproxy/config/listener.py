@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from pgtlsproxy.config.model import CommaList, FilePath, Model, ProtocolVersion, Text, is_range
+from pgtlsproxy.config.model import CommaList, FilePath, Model, ProtocolVersion, Text
 from pgtlsproxy.config.values import (
     Network,
     TCPAddress,
@@ -124,24 +123,3 @@ class Listener(Model):
     def has_tcp(self) -> bool:
         """Whether clients can come through TCP."""
         return any(isinstance(address, TCPAddress) for address in self.listen)
-
-    def mistakes(self) -> Iterator[tuple[str, str]]:
-        """What is wrong between settings that are right one by one."""
-        if self.ssl:
-            for key in ("ssl_cert_file", "ssl_key_file"):
-                if getattr(self, key) is None:
-                    yield key, "is missing, and ssl is on: the listener needs a certificate and its key"
-        else:
-            for key in sorted(self.model_fields_set):
-                if key.startswith("ssl_"):
-                    yield key, "would have no effect, for ssl is off: set ssl to on, or leave this key out"
-        if not is_range(self.ssl_min_protocol_version, self.ssl_max_protocol_version):
-            yield (
-                "ssl_max_protocol_version",
-                f"could not set SSL protocol version range: {self.ssl_max_protocol_version} is older than "
-                f"ssl_min_protocol_version, which is {self.ssl_min_protocol_version}",
-            )
-        if self.ssl_ca_file is None:
-            for key in ("ssl_crl_file", "ssl_crl_dir"):
-                if self.ssl and getattr(self, key) is not None:
-                    yield key, "would have no effect without ssl_ca_file: no client certificate is asked for"

@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import ValidationError
 
 from pgtlsproxy.config.backend import Backend
+from pgtlsproxy.config.consistency import (
+    backend_concerns,
+    backend_mistakes,
+    listener_concerns,
+    listener_mistakes,
+)
 from pgtlsproxy.config.listener import Listener
 from pgtlsproxy.config.model import Model, Reading
 from pgtlsproxy.config.settings import Process, Settings
@@ -63,6 +69,10 @@ class _Loading:
         process = self._model(Process, (), own, known_besides=_PARTS)
         listeners = self._part(data, "listeners", Listener)
         backends = self._part(data, "backends", Backend)
+        for name, listener in listeners.items():
+            self._note_all(("listeners", name), listener_mistakes(listener))
+        for name, backend in backends.items():
+            self._note_all(("backends", name), backend_mistakes(backend))
         self._judge_names(data, listeners)
         self._judge_addresses(listeners)
         if self._mistakes or process is None:
@@ -98,8 +108,6 @@ class _Loading:
             for detail in error.errors(include_url=False):
                 self._note_detail(path, detail)
             return None
-        for key, what in made.mistakes():
-            self._note((*path, key), what)
         return made
 
     def _note_detail(self, path: KeyPath, detail: ErrorDetails) -> None:
@@ -135,10 +143,16 @@ class _Loading:
     def _warnings(
         self, listeners: Mapping[str, Listener], backends: Mapping[str, Backend]
     ) -> Iterator[Mistake]:
-        for part, entries in (("listeners", listeners), ("backends", backends)):
-            for name, entry in entries.items():
-                for key, what in entry.concerns():
-                    yield Mistake(self._document.where((part, name, key)), what)
+        for name, listener in listeners.items():
+            for key, what in listener_concerns(listener):
+                yield Mistake(self._document.where(("listeners", name, key)), what)
+        for name, backend in backends.items():
+            for key, what in backend_concerns(backend):
+                yield Mistake(self._document.where(("backends", name, key)), what)
+
+    def _note_all(self, path: KeyPath, found: Iterator[tuple[str, str]]) -> None:
+        for key, what in found:
+            self._note((*path, key), what)
 
     def _note(self, path: KeyPath, what: str) -> None:
         if path not in self._document.mistakes:  # what could not be read is not judged as well

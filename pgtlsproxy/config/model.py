@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -38,14 +38,6 @@ class Model(BaseModel):
 
     not_in_this_version: ClassVar[frozenset[str]] = frozenset()
     """Keys whose names are settled and whose work has not landed."""
-
-    def mistakes(self) -> Iterator[tuple[str, str]]:
-        """What is wrong between settings that are right one by one: (key, what) pairs."""
-        return iter(())
-
-    def concerns(self) -> Iterator[tuple[str, str]]:
-        """What works and should be looked at: (key, what) pairs."""
-        return iter(())
 
 
 PROTOCOL_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")

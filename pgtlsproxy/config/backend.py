@@ -214,7 +214,9 @@ class Backend(Model):
     ]
     """Who satisfies the backend: the client (passthrough), or the proxy's certificate."""
 
-    reserved_users: Annotated[frozenset[str], BeforeValidator(frozenset), CommaList] = frozenset({"postgres"})
+    reserved_users: Annotated[tuple[Annotated[str, BeforeValidator(parse_role_name)], ...], CommaList] = (
+        "postgres",
+    )
     """Users who need a line of pg_hba.conf that names them where the backend sees the proxy's own
     credential."""
 

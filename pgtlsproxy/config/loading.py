@@ -100,6 +100,9 @@ class _Loading:
         known = _keys(model)
         for key in data.keys() - known:
             self._note((*path, key), _unknown(key, model, [*known, *known_besides]))
+        for key in data.keys() & known:
+            if data[key] is None:
+                self._note((*path, key), "has no value: leave the key out, or give it one")
         try:
             made = model.model_validate(
                 {key: data[key] for key in data.keys() & known}, context=self._reading
@@ -194,6 +197,8 @@ def _plain_words(key: str, detail: ErrorDetails) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "missing":
         return "is missing"
+    if kind == "extra_forbidden":
+        return "is unknown"
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
     shown = "a secret" if key in _SECRET_KEYS else found(detail["input"])

@@ -57,7 +57,7 @@ def is_range(lowest: str, highest: str | None) -> bool:
 
 
 def _text(value: object) -> object:
-    if isinstance(value, str) and not value:
+    if isinstance(value, str) and not value.strip():
         raise ValueError("is empty: leave the key out, or give it a value")
     return value
 

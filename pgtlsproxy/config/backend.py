@@ -26,6 +26,7 @@ from pgtlsproxy.config.values import (
     parse_host,
     parse_host_address,
     parse_ports,
+    parse_role_name,
 )
 from pgtlsproxy.identity import Secret
 

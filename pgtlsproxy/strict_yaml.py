@@ -223,7 +223,9 @@ class _Builder:
                 self._lines[(*path, key)] = line
                 data[key] = self._build((*path, key), value_node, depth + 1)
         for merged in self._merged(path, node):
-            for key, value in self._mapping(path, merged, depth + 1).items():
+            # Built, not just read: an alias to what contains it, and a bomb of merges, meet the limits.
+            found = self._build(path, merged, depth + 1)
+            for key, value in found.items() if isinstance(found, dict) else ():
                 data.setdefault(key, value)
         return data
 

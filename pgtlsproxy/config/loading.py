@@ -100,13 +100,14 @@ class _Loading:
         known = _keys(model)
         for key in data.keys() - known:
             self._note((*path, key), _unknown(key, model, [*known, *known_besides]))
-        for key in data.keys() & known:
-            if data[key] is None:
-                self._note((*path, key), "has no value: leave the key out, or give it one")
+        taken = {key: data[key] for key in data.keys() & known}
+        for key in [key for key, value in taken.items() if value is None]:
+            self._note((*path, key), "has no value: leave the key out, or give it one")
+        for name, alias in _aliases(model):
+            if name in taken and taken.pop(alias, None) is not None:
+                self._note((*path, alias), f"is another name of {name}, which is given too: keep one of them")
         try:
-            made = model.model_validate(
-                {key: data[key] for key in data.keys() & known}, context=self._reading
-            )
+            made = model.model_validate(taken, context=self._reading)
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 self._note_detail(path, detail)
@@ -131,17 +132,14 @@ class _Loading:
                 )
 
     def _judge_addresses(self, listeners: Mapping[str, Listener]) -> None:
-        seen: dict[TCPAddress | UnixAddress, str] = {}
+        seen: list[tuple[str, TCPAddress | UnixAddress]] = []
         for name, listener in listeners.items():
             for index, address in enumerate(listener.listen):
-                if isinstance(address, TCPAddress) and address.port == 0:
-                    continue
-                if address in seen:
-                    self._note(
-                        ("listeners", name, "listen", index),
-                        f"{address} is listener {seen[address]}'s already",
-                    )
-                seen.setdefault(address, name)
+                for owner, other in seen:
+                    if _overlap(address, other):
+                        what = f"{address} is taken: listener {owner} listens on {other}"
+                        self._note(("listeners", name, "listen", index), what)
+                seen.append((name, address))
 
     def _warnings(
         self, listeners: Mapping[str, Listener], backends: Mapping[str, Backend]
@@ -166,6 +164,20 @@ class _Loading:
         return ConfigError(mistake for path in places for mistake in self._mistakes[path])
 
 
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
+
+
+def _overlap(one: TCPAddress | UnixAddress, other: TCPAddress | UnixAddress) -> bool:
+    """Whether the kernel refuses the second of two addresses, at least for one family."""
+    if isinstance(one, UnixAddress) or isinstance(other, UnixAddress):
+        return one == other
+    return one.port == other.port != 0 and any(
+        mine == theirs or ((":" in mine) == (":" in theirs) and not _WILDCARDS.isdisjoint({mine, theirs}))
+        for mine in one.hosts
+        for theirs in other.hosts
+    )
+
+
 def _keys(model: type[Model]) -> set[str]:
     """The keys that a model takes, other names of a setting included."""
     keys: set[str] = set()
@@ -173,6 +185,14 @@ def _keys(model: type[Model]) -> set[str]:
         alias = field.validation_alias
         keys.update(str(choice) for choice in getattr(alias, "choices", [name]))
     return keys
+
+
+def _aliases(model: type[Model]) -> Iterator[tuple[str, str]]:
+    """Settings and their other names."""
+    for name, field in model.model_fields.items():
+        for choice in getattr(field.validation_alias, "choices", []):
+            if choice != name:
+                yield name, str(choice)
 
 
 def _unknown(key: str, model: type[Model], known: list[str]) -> str:

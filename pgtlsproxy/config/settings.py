@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.listener import Listener
 from pgtlsproxy.config.model import Model, Seconds, in_range, one_of
-from pgtlsproxy.config.values import found
+from pgtlsproxy.config.values import found, parse_time
 from pgtlsproxy.errors import Mistake
 
 LONGEST_TIMEOUT: Final = 600.0
@@ -24,7 +24,7 @@ def _one_worker(value: object) -> int:
 
 
 def _no_interval(value: object) -> float:
-    if value == 0 and not isinstance(value, bool):
+    if parse_time(value) == 0:
         return 0.0
     raise ValueError(f"{found(value)} is not in this version: SIGHUP reloads; leave the key out, or write 0")
 
@@ -69,7 +69,7 @@ class Process(Model):
     authentication_timeout: Annotated[Seconds, AfterValidator(in_range(1, LONGEST_TIMEOUT))] = 60.0
     """Seconds from accept to ReadyForQuery; one deadline for both legs (postgresql.conf)."""
 
-    startup_timeout: Annotated[Seconds, AfterValidator(in_range(1, LONGEST_TIMEOUT))] = 10.0
+    startup_timeout: Annotated[Seconds, AfterValidator(in_range(0.1, LONGEST_TIMEOUT))] = 10.0
     """Seconds from accept to the StartupMessage, the TLS handshake within (ours)."""
 
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 1000

@@ -212,11 +212,10 @@ def _tcp_address(value: str) -> TCPAddress:
 
 
 def _listen_hint(value: str) -> str:
-    if is_ip(value):
-        shown = f"[{value}]" if ":" in value else value
-        return f'the port is missing, as in "{shown}:5432"'
     if value.count(":") > 1 and not value.startswith("["):
-        return 'an IPv6 address stands in brackets, as in "[::1]:5432"'
+        return 'an IPv6 address stands in brackets, with the port behind, as in "[::1]:5432"'
+    if is_ip(value):
+        return f'the port is missing, as in "{value}:5432"'
     return 'write "host:port", "[v6]:port", "*:port" or "unix:/folder"'
 
 

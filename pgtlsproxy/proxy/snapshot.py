@@ -20,7 +20,7 @@ from pgtlsproxy.config import Backend, Listener, Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.proxy.files import SnapshotFiles, read
-from pgtlsproxy.proxy.units import Units, backend_options
+from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
 from pgtlsproxy.tls.contexts import KeyPair, Trust
 
@@ -255,11 +255,13 @@ class _Builder:
         )
         if settings.sslmode != "disable" and context is None:
             return old
-        users = (
-            UserCertificates(settings, backend_options(settings), trust)
-            if settings.has_user_certificates
-            else None
+        users = self._unit(
+            f"certificates of users at backend {name}",
+            lambda: units.user_certificates(name, settings, trust),
+            old.users if old else None,
         )
+        if settings.has_user_certificates and users is None:
+            return old
         return BackendSnapshot(name, settings, pair, trust, context, users)
 
 

@@ -18,6 +18,7 @@ from pgtlsproxy.policy.hba import Method, parse_hba
 from pgtlsproxy.policy.ident import IdentMaps, parse_ident
 from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_soundness
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
+from pgtlsproxy.proxy.user_certificates import UserCertificates
 from pgtlsproxy.tls import contexts
 from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions, Trust
 from pgtlsproxy.tls.file_access import UnusableFile
@@ -189,16 +190,26 @@ class Units:
         if backend.sslcert is None or backend.sslkey is None or backend.has_user_certificates:
             return None
         where = f"backends.{name}"
-        passphrase = backend.sslpassword
-        if backend.sslpassword_file is not None:
-            content = self._key(f"{where}.sslpassword_file", backend.sslpassword_file)
-            passphrase = Secret(content.partition(b"\n")[0].rstrip(b"\r"))
+        passphrase = self._passphrase(name, backend)
         try:
             chain = certificate_chain(self._plain(f"{where}.sslcert", backend.sslcert), backend.sslcert)
             key = private_key(self._key(f"{where}.sslkey", backend.sslkey), backend.sslkey, passphrase)
             return key_pair(chain, key, certificate_file=backend.sslcert, key_file=backend.sslkey)
         except UnusableFile as error:
             raise self._mistake(f"{where}.sslcert", error) from None
+
+    def user_certificates(self, name: str, backend: Backend, trust: Trust | None) -> UserCertificates | None:
+        """One certificate a user for a backend, read when it is needed; None where all share one."""
+        if not backend.has_user_certificates:
+            return None
+        return UserCertificates(backend, self._passphrase(name, backend), backend_options(backend), trust)
+
+    def _passphrase(self, name: str, backend: Backend) -> Secret | None:
+        """The passphrase of a backend's sslkey, or of all of them with one a user; None without."""
+        if backend.sslpassword_file is None:
+            return backend.sslpassword
+        content = self._key(f"backends.{name}.sslpassword_file", backend.sslpassword_file)
+        return Secret(content.partition(b"\n")[0].rstrip(b"\r"))
 
     def backend_context(
         self, name: str, backend: Backend, pair: KeyPair | None, trust: Trust | None

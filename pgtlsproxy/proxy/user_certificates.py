@@ -17,7 +17,7 @@ from OpenSSL import SSL
 
 from pgtlsproxy.config import Backend
 from pgtlsproxy.errors import BackendUnavailable, ClientCertificateRefused
-from pgtlsproxy.identity import printable
+from pgtlsproxy.identity import Secret, printable
 from pgtlsproxy.tls.certificates import describe
 from pgtlsproxy.tls.contexts import ContextError, TLSOptions, Trust, backend_context
 from pgtlsproxy.tls.file_access import UnusableFile, read_file, read_key_file
@@ -35,12 +35,16 @@ class UserCertificates:
 
     Args:
         settings: the backend's.
+        passphrase: of the users' keys; None where they are in clear.
         options: its TLS options.
         trust: who vouches for it.
     """
 
-    def __init__(self, settings: Backend, options: TLSOptions, trust: Trust | None) -> None:
+    def __init__(
+        self, settings: Backend, passphrase: Secret | None, options: TLSOptions, trust: Trust | None
+    ) -> None:
         self._settings = settings
+        self._passphrase = passphrase
         self._options = options
         self._trust = trust
         self._contexts: OrderedDict[str, SSL.Context] = OrderedDict()
@@ -71,7 +75,7 @@ class UserCertificates:
         )
         try:
             chain = certificate_chain(read_file(certificate, "certificate file"), certificate)
-            key = private_key(read_key_file(key_file, os.geteuid()), key_file, self._settings.sslpassword)
+            key = private_key(read_key_file(key_file, os.geteuid()), key_file, self._passphrase)
             pair = key_pair(chain, key, certificate_file=certificate, key_file=key_file)
             names = describe(pair.leaf).common_names
             if names != (user,):

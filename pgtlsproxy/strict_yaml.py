@@ -114,8 +114,10 @@ def parse(file: str, content: bytes) -> Document:
         lines = content.decode("utf-8", "replace").splitlines()
         what = _explain(error, lines[line] if line < len(lines) else "")
         raise ConfigError([Mistake(f"{file}:{line + 1}", what)]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError([Mistake(file, f"cannot be read as YAML: {printable(str(error))}")]) from None
+    except yaml.reader.ReaderError as error:
+        line = content.decode("utf-8-sig").count("\n", 0, error.position) + 1
+        what = f"the control character U+{error.character:04X}: remove it, or write an escape in quotes"
+        raise ConfigError([Mistake(f"{file}:{line}", what)]) from None
 
 
 class _Refused(Exception):

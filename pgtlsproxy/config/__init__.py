@@ -1,7 +1,6 @@
-"""The configuration: one YAML file, read into frozen settings or into every mistake in it.
+"""The configuration: YAML in, frozen settings out. A listener speaks postgresql.conf, a backend libpq."""
 
-A listener speaks postgresql.conf, a backend speaks libpq, so that a DBA knows every key already.
-"""
+from __future__ import annotations
 
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.listener import Listener
@@ -9,4 +8,13 @@ from pgtlsproxy.config.loading import load_settings
 from pgtlsproxy.config.settings import Log, Settings
 from pgtlsproxy.config.values import Host, TCPAddress, UnixAddress
 
-__all__ = ["Backend", "Host", "Listener", "Log", "Settings", "TCPAddress", "UnixAddress", "load_settings"]
+__all__ = [
+    "Backend",
+    "Host",
+    "Listener",
+    "Log",
+    "Settings",
+    "TCPAddress",
+    "UnixAddress",
+    "load_settings",
+]

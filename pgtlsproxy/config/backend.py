@@ -5,11 +5,12 @@ from __future__ import annotations
 from string import Formatter
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from pgtlsproxy.config.model import (
     CommaList,
     FilePath,
+    FilledCommaList,
     LibpqSwitch,
     Model,
     ProtocolVersion,
@@ -21,6 +22,7 @@ from pgtlsproxy.config.model import (
 )
 from pgtlsproxy.config.values import (
     DEFAULT_PORT,
+    BadValue,
     Host,
     found,
     parse_host,
@@ -51,12 +53,12 @@ def _secret(value: object) -> Secret:
         return value
     if isinstance(value, str) and value:
         return Secret(value.encode())
-    raise ValueError("expected a text, in quotes if it looks like a number")
+    raise BadValue("expected a text, in quotes if it looks like a number")
 
 
 def _sslmode(value: object) -> object:
     if value == "allow":
-        raise ValueError('found "allow", which tries clear text first: use prefer, or better verify-full')
+        raise BadValue('found "allow", which tries clear text first: use prefer, or better verify-full')
     return one_of("verify-full", "verify-ca", "require", "prefer", "disable")(value)
 
 
@@ -68,9 +70,7 @@ def _template_path(value: str, info: ValidationInfo) -> str:
     """A path whose last component may hold `{user}`, so that no user name leaves the folder."""
     folder, _, name = value.rpartition("/")
     if "{" in folder or name.count(USER_PLACEHOLDER) > 1 or "{" in name.replace(USER_PLACEHOLDER, ""):
-        raise ValueError(
-            f"{found(value)}: braces may only be {USER_PLACEHOLDER}, once, in the file's own name"
-        )
+        raise BadValue(f"{found(value)}: braces may only be {USER_PLACEHOLDER}, once, in the file's own name")
     return absolute(value, info)
 
 
@@ -78,18 +78,18 @@ def _require_auth(methods: tuple[str, ...]) -> tuple[str, ...]:
     names = [method.removeprefix("!") for method in methods]
     for method, name in zip(methods, names, strict=True):
         if name not in AUTH_METHODS:
-            raise ValueError(f"{found(method)} is no method: expected some of {', '.join(AUTH_METHODS)}")
+            raise BadValue(f"{found(method)} is no method: expected some of {', '.join(AUTH_METHODS)}")
     if len({method.startswith("!") for method in methods}) > 1:
-        raise ValueError("methods with ! and without cannot be mixed: list what is allowed, or what is not")
+        raise BadValue("methods with ! and without cannot be mixed: list what is allowed, or what is not")
     if len(set(names)) < len(names):
-        raise ValueError("a method is listed twice")
+        raise BadValue("a method is listed twice")
     return methods
 
 
 def _protocol(value: object) -> tuple[int, int]:
     if isinstance(value, str | float) and value in _PROTOCOLS:
         return _PROTOCOLS[value]
-    raise ValueError(f'found {found(value)}, expected "3.0" or "3.2"')
+    raise BadValue(f'found {found(value)}, expected "3.0" or "3.2"')
 
 
 def _name_template(value: object) -> str | None:
@@ -97,15 +97,15 @@ def _name_template(value: object) -> str | None:
     if value is False:
         return None
     if not isinstance(value, str) or not value:
-        raise ValueError(f'found {found(value)}, expected off or a template, as in "{{name}}@{{addr}}"')
+        raise BadValue(f'found {found(value)}, expected off or a template, as in "{{name}}@{{addr}}"')
     try:
         fields = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(value)]
     except ValueError:
-        raise ValueError(f"{found(value)}: a brace has no counterpart; a literal one is doubled") from None
+        raise BadValue(f"{found(value)}: a brace has no counterpart; a literal one is doubled") from None
     for name, spec, conversion in fields:
         if name is not None and (name not in NAME_PLACEHOLDERS or spec or conversion):
             known = ", ".join(f"{{{placeholder}}}" for placeholder in NAME_PLACEHOLDERS)
-            raise ValueError(f"{found(value)}: {found('{' + name + '}')} is unknown; there are {known}")
+            raise BadValue(f"{found(value)}: {found('{' + name + '}')} is unknown; there are {known}")
     return value
 
 
@@ -120,7 +120,6 @@ class Backend(Model):
             "sslcert_issuer",
             "sslkey_issuer",
             "sslcert_lifetime",
-            "shared_client_ca",
             "passfile",
             "proxy_protocol",
             "host_probe",
@@ -129,7 +128,6 @@ class Backend(Model):
             "keepalives_interval",
             "keepalives_count",
             "tcp_user_timeout",
-            "dns_cache",
         }
     )
 
@@ -203,9 +201,7 @@ class Backend(Model):
     requirepeer: Text | None = None
     """The operating system user that must run the server at a Unix socket."""
 
-    require_auth: (
-        Annotated[tuple[str, ...], CommaList, Field(min_length=1), AfterValidator(_require_auth)] | None
-    ) = None
+    require_auth: Annotated[tuple[str, ...], AfterValidator(_require_auth), FilledCommaList] | None = None
     """How the backend may ask for a proof; each with ! for how it may not. None for any way, but not
     for letting a session in unasked, which only an explicit `none` allows."""
 
@@ -238,6 +234,9 @@ class Backend(Model):
 
     application_name_add: Annotated[str | None, BeforeValidator(_name_template)] = None
     """A text appended to application_name; knows `{addr} {port} {name} {session}`. None for off."""
+
+    shared_client_ca: bool = False
+    """Whether the issuer of the proxy's certificates may vouch for clients of a listener too."""
 
     @property
     def hosts(self) -> tuple[Host, ...]:

@@ -1,167 +1,263 @@
-"""What is wrong between settings that are right one by one, and what works but deserves a look.
-
-Each function yields (key, what) pairs: the setting to look at first, and what is wrong with it.
-"""
+"""What is wrong between settings that are right one by one, and what works but deserves a look."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
 
 from pgtlsproxy.config.backend import SYSTEM_ROOTS, USER_PLACEHOLDER, Backend
 from pgtlsproxy.config.listener import Listener
-from pgtlsproxy.config.model import is_range
-from pgtlsproxy.config.values import TCPAddress
+from pgtlsproxy.config.model import PROTOCOL_VERSIONS
+from pgtlsproxy.config.values import TCPAddress, UnixAddress
+
+OLDEST_PROTOCOL_VERSION: Final = "TLSv1.2"
+"""RFC 8996 deprecates what is older."""
+
+_DANGERS: Final = {
+    "verify-ca": "any certificate of its CA can be the server, for host names are not compared",
+    "require": "TLS is there, but whoever is on the path can be the server",
+    "prefer": "whoever is on the path can be the server, or turn TLS off",
+    "disable": "everything is in clear text: whoever is on the path reads and changes it",
+}
 
 
-def listener_mistakes(listener: Listener) -> Iterator[tuple[str, str]]:
-    """What is wrong between settings that are right one by one."""
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Settings that do not go together.
+
+    Args:
+        keys: those involved, the one to look at first.
+        what: what is wrong, and what to do.
+    """
+
+    keys: tuple[str, ...]
+    what: str
+
+
+def listener_conflicts(listener: Listener) -> Iterator[Conflict]:
+    """What is wrong between the settings of one listener."""
     if listener.ssl:
         for key in ("ssl_cert_file", "ssl_key_file"):
             if getattr(listener, key) is None:
-                yield key, "is missing, and ssl is on: the listener needs a certificate and its key"
+                yield Conflict(
+                    (key, "ssl"), "is missing, and ssl is on: the listener needs a certificate and its key"
+                )
     else:
         for key in sorted(listener.model_fields_set):
             if key.startswith("ssl_"):
-                yield key, "would have no effect, for ssl is off: set ssl to on, or leave this key out"
-    if not is_range(listener.ssl_min_protocol_version, listener.ssl_max_protocol_version):
-        yield (
-            "ssl_max_protocol_version",
-            f"could not set SSL protocol version range: {listener.ssl_max_protocol_version} is older than "
-            f"ssl_min_protocol_version, which is {listener.ssl_min_protocol_version}",
-        )
-    if listener.ssl_ca_file is None:
+                yield Conflict(
+                    (key, "ssl"), "would have no effect, for ssl is off: set ssl to on, or leave this key out"
+                )
+    yield from _range_conflicts(
+        listener.ssl_min_protocol_version,
+        listener.ssl_max_protocol_version,
+        "could not set SSL protocol version range",
+    )
+    if listener.ssl and listener.ssl_ca_file is None:
         for key in ("ssl_crl_file", "ssl_crl_dir"):
-            if listener.ssl and getattr(listener, key) is not None:
-                yield key, "would have no effect without ssl_ca_file: no client certificate is asked for"
+            if getattr(listener, key) is not None:
+                yield Conflict(
+                    (key, "ssl_ca_file", "ssl"),
+                    "would have no effect without ssl_ca_file: no client certificate is asked for",
+                )
 
 
-def listener_concerns(listener: Listener) -> Iterator[tuple[str, str]]:
-    """What works and should be looked at."""
-    addresses = [address for address in listener.listen if isinstance(address, TCPAddress)]
-    reachable = ", ".join(str(address) for address in addresses if not address.is_loopback)
-    if not listener.ssl and reachable and not listener.plaintext_from:
-        yield "ssl", f"is off and plaintext_from is empty: nobody beyond this host can log in at {reachable}"
+def _range_conflicts(lowest: str, highest: str | None, range_error: str) -> Iterator[Conflict]:
+    """What is wrong with a range of TLS versions; `range_error` is how PostgreSQL or libpq begins."""
+    order = PROTOCOL_VERSIONS.index
+    if highest is not None and order(highest) < order(lowest):
+        low, high = "ssl_min_protocol_version", "ssl_max_protocol_version"
+        yield Conflict((high, low), f"{range_error}: {highest} is older than {low}, which is {lowest}")
 
 
-def backend_mistakes(backend: Backend) -> Iterator[tuple[str, str]]:
-    """What is wrong between settings that are right one by one."""
-    yield from _host_mistakes(backend)
+def backend_conflicts(backend: Backend) -> Iterator[Conflict]:
+    """What is wrong between the settings of one backend."""
+    yield from _host_conflicts(backend)
     if backend.has_tcp_host:
-        yield from _tls_mistakes(backend)
-    yield from _credential_mistakes(backend)
-    if not is_range("TLSv1.2", backend.ssl_min_protocol_version):
-        yield (
-            "ssl_min_protocol_version",
-            f"{backend.ssl_min_protocol_version} is too old: TLSv1.2 or TLSv1.3",
+        yield from _tls_conflicts(backend)
+    yield from _credential_conflicts(backend)
+    yield from _login_conflicts(backend)
+    low, high = "ssl_min_protocol_version", "ssl_max_protocol_version"
+    too_old = [
+        (key, version)
+        for key, version in (
+            (low, backend.ssl_min_protocol_version),
+            (high, backend.ssl_max_protocol_version),
         )
-    if not is_range(backend.ssl_min_protocol_version, backend.ssl_max_protocol_version):
-        yield (
-            "ssl_max_protocol_version",
-            f"invalid SSL protocol version range: {backend.ssl_max_protocol_version} is older than "
-            f"ssl_min_protocol_version, which is {backend.ssl_min_protocol_version}",
+        if version is not None
+        and PROTOCOL_VERSIONS.index(version) < PROTOCOL_VERSIONS.index(OLDEST_PROTOCOL_VERSION)
+    ]
+    for key, version in too_old:
+        yield Conflict((key,), f"{version} is too old to be safe: write TLSv1.2 or TLSv1.3")
+    if not too_old:
+        yield from _range_conflicts(
+            backend.ssl_min_protocol_version,
+            backend.ssl_max_protocol_version,
+            "invalid SSL protocol version range",
         )
 
 
-def _host_mistakes(backend: Backend) -> Iterator[tuple[str, str]]:
-    count = max(len(backend.host), len(backend.hostaddr))
-    if not count:
-        yield "host", "is missing: name the server, or the folder of its Unix socket"
+def _host_conflicts(backend: Backend) -> Iterator[Conflict]:
+    names, addresses = len(backend.host), len(backend.hostaddr)
+    if not names and not addresses:
+        yield Conflict(("host", "hostaddr"), "is missing: name the server, or the folder of its Unix socket")
         return
-    if backend.host and backend.hostaddr and len(backend.host) != len(backend.hostaddr):
-        yield (
-            "hostaddr",
-            f"could not match {len(backend.host)} host names to {len(backend.hostaddr)} hostaddr values",
+    if names and addresses and names != addresses:
+        yield Conflict(
+            ("hostaddr", "host"), f"could not match {names} host names to {addresses} hostaddr values"
         )
         return
+    count = max(names, addresses)
     if len(backend.port) not in {1, count}:
-        yield "port", f"could not match {len(backend.port)} port numbers to {count} hosts"
+        yield Conflict(
+            ("port", "host", "hostaddr"), f"could not match {len(backend.port)} port numbers to {count} hosts"
+        )
     for index, host in enumerate(backend.hosts):
         if not host.host and host.hostaddr is None:
-            yield "host", f"element {index + 1} is empty"
+            yield Conflict(("host", "hostaddr"), f"element {index + 1} is empty")
         elif not host.host and backend.sslmode == "verify-full":
-            yield (
-                "host",
+            yield Conflict(
+                ("host", "hostaddr", "sslmode"),
                 "host name must be specified for a verified SSL connection: hostaddr is not enough",
             )
         elif host.is_unix and host.hostaddr is not None:
-            yield "hostaddr", f"{host.host} is a Unix socket and has no address"
+            yield Conflict(("hostaddr", "host"), f"{host.host} is a Unix socket and has no address")
     if backend.requirepeer is not None and not backend.has_unix_host:
-        yield "requirepeer", "would have no effect: no host is a Unix socket"
-    if backend.target_session_attrs != "any" and backend.login == "passthrough":
-        yield (
-            "target_session_attrs",
-            f"{backend.target_session_attrs} cannot work with login: passthrough: the host's role is known "
-            "only behind AuthenticationOk, when the client has spent its SCRAM proof on that host and "
-            "cannot prove itself to the next one; use any, or login: certificate",
-        )
+        yield Conflict(("requirepeer", "host"), "would have no effect: no host is a Unix socket")
 
 
-def _tls_mistakes(backend: Backend) -> Iterator[tuple[str, str]]:
-    if backend.sslmode != "verify-full" and backend.sslrootcert == SYSTEM_ROOTS:
-        yield (
-            "sslmode",
-            f'weak sslmode "{backend.sslmode}" may not be used with sslrootcert=system (use "verify-full"): '
-            "anybody can have a certificate of those issuers",
+def _tls_conflicts(backend: Backend) -> Iterator[Conflict]:
+    mode = backend.sslmode
+    if mode != "verify-full" and backend.sslrootcert == SYSTEM_ROOTS:
+        yield Conflict(
+            ("sslmode", "sslrootcert", "host"),
+            f'weak sslmode "{mode}" may not be used with sslrootcert=system (use "verify-full"): anybody can '
+            "have a certificate of those issuers",
         )
-    elif backend.sslmode != "verify-full" and not backend.insecure_backend:
-        yield (
-            "sslmode",
-            f"{backend.sslmode} lets whoever is on the path be the server: use verify-full, or say "
+    elif mode != "verify-full" and not backend.insecure_backend:
+        yield Conflict(
+            ("sslmode", "insecure_backend", "host"),
+            f"{mode} lets whoever is on the path be the server: use verify-full, or say "
             "insecure_backend: true as well",
         )
-    if backend.sslmode.startswith("verify-") and backend.sslrootcert is None:
-        yield (
-            "sslrootcert",
-            f"is missing, and sslmode {backend.sslmode} needs it: the CA's certificate, or system for the "
-            "operating system's list",
+    if mode.startswith("verify-") and backend.sslrootcert is None:
+        yield Conflict(
+            ("sslrootcert", "host"),
+            f"is missing, and sslmode {mode} needs it: the CA's certificate, or system for the operating "
+            "system's list",
         )
-    if backend.sslnegotiation == "direct" and backend.sslmode in {"disable", "prefer"}:
-        yield (
-            "sslnegotiation",
-            f'weak sslmode "{backend.sslmode}" may not be used with sslnegotiation=direct '
+    if backend.sslnegotiation == "direct" and mode in {"disable", "prefer"}:
+        yield Conflict(
+            ("sslnegotiation", "sslmode"),
+            f'weak sslmode "{mode}" may not be used with sslnegotiation=direct '
             '(use "require", "verify-ca", or "verify-full")',
         )
     if not backend.verifies_chain:
         for key in ("sslcrl", "sslcrldir"):
             if getattr(backend, key) is not None:
-                yield (
-                    key,
-                    f"would have no effect: sslmode {backend.sslmode} without sslrootcert verifies nothing",
+                yield Conflict(
+                    (key, "sslmode", "sslrootcert"),
+                    f"would have no effect: sslmode {mode} without sslrootcert verifies nothing",
                 )
 
 
-def _credential_mistakes(backend: Backend) -> Iterator[tuple[str, str]]:
+def _credential_conflicts(backend: Backend) -> Iterator[Conflict]:
     if (backend.sslcert is None) != (backend.sslkey is None):
         missing, given = ("sslkey", "sslcert") if backend.sslkey is None else ("sslcert", "sslkey")
-        yield missing, f"is missing, and {given} is given: a certificate and its key belong together"
-    elif backend.sslcert is not None and backend.sslkey is not None:
+        yield Conflict(
+            (missing, given), f"is missing, and {given} is given: a certificate and its key belong together"
+        )
+    elif backend.sslkey is not None:
         in_key = USER_PLACEHOLDER in backend.sslkey.rpartition("/")[2]
         if backend.has_user_certificates != in_key:
-            yield (
-                "sslkey",
+            yield Conflict(
+                ("sslkey", "sslcert"),
                 f"{USER_PLACEHOLDER} stands in one of sslcert and sslkey: it must stand in both",
             )
-    if backend.login == "certificate" and backend.has_tcp_host:
-        if backend.sslcert is None and backend.sslkey is None:
-            yield "sslcert", "is missing, and login: certificate shows it to the backend"
-        if backend.sslmode in {"disable", "prefer"}:
-            yield "login", f"a certificate needs TLS, and sslmode {backend.sslmode} does not demand it"
     for key in ("sslpassword", "sslpassword_file"):
         if getattr(backend, key) is not None and backend.sslkey is None:
-            yield key, "would have no effect without sslkey"
+            yield Conflict((key, "sslkey"), "would have no effect without sslkey")
     if backend.sslpassword is not None and backend.sslpassword_file is not None:
-        yield "sslpassword_file", "sslpassword is given too: keep one of the two"
+        yield Conflict(("sslpassword_file", "sslpassword"), "sslpassword is given too: keep one of the two")
 
 
-def backend_concerns(backend: Backend) -> Iterator[tuple[str, str]]:
-    """What works and should be looked at: (key, what) pairs."""
+def _login_conflicts(backend: Backend) -> Iterator[Conflict]:
+    if backend.login == "passthrough":
+        if backend.target_session_attrs != "any":
+            yield Conflict(
+                ("target_session_attrs", "login"),
+                f"{backend.target_session_attrs} cannot work with login: passthrough: a host shows what it "
+                "is only behind AuthenticationOk, when the client has spent its SCRAM proof on that host and "
+                "cannot prove itself to the next one; use any, or login: certificate",
+            )
+        return
+    if not backend.allows_auth("none"):
+        yield Conflict(
+            ("require_auth", "login"),
+            "refuses every session of login: certificate, in which the backend asks for nothing but the "
+            "certificate: leave it out",
+        )
+    if not backend.has_tcp_host:
+        return
+    if backend.sslcert is None and backend.sslkey is None:
+        yield Conflict(
+            ("sslcert", "sslkey", "login", "host", "hostaddr"),
+            "is missing, and login: certificate shows it to the backend",
+        )
+    if backend.sslmode in {"disable", "prefer"}:
+        yield Conflict(
+            ("login", "sslmode"),
+            f"a certificate needs TLS, and sslmode {backend.sslmode} does not demand it",
+        )
+
+
+def listen_conflicts(listeners: Mapping[str, Listener]) -> Iterator[tuple[str, int, str]]:
+    """Addresses that cannot both be listened on: (listener, index in its `listen`, what)."""
+    taken: list[tuple[TCPAddress | UnixAddress, str]] = []
+    for name, listener in listeners.items():
+        for index, address in enumerate(listener.listen):
+            for other, owner in taken:
+                if _overlap(address, other):
+                    yield name, index, f"{address} is taken by {other} in listen of listener {owner}"
+                    break
+            taken.append((address, name))
+
+
+def _overlap(one: TCPAddress | UnixAddress, other: TCPAddress | UnixAddress) -> bool:
+    """Whether the kernel would refuse the second: the same address, or one that the other includes."""
+    if isinstance(one, UnixAddress) or isinstance(other, UnixAddress):
+        return one == other
+    if one.port != other.port or one.port == 0:
+        return False
+    pairs = ((ip_address(left), ip_address(right)) for left in one.hosts for right in other.hosts)
+    return any(
+        left.version == right.version and (left == right or left.is_unspecified or right.is_unspecified)
+        for left, right in pairs
+    )
+
+
+def listener_warnings(listener: Listener) -> Iterator[tuple[str, str]]:
+    """What works at a listener and deserves a look: (key, what) pairs."""
+    if listener.ssl or listener.plaintext_from:
+        return
+    beyond = [
+        str(address)
+        for address in listener.listen
+        if not (isinstance(address, UnixAddress) or address.is_loopback)
+    ]
+    if beyond:
+        yield (
+            "plaintext_from",
+            f"is empty and ssl is off: nobody beyond this host can log in at {', '.join(beyond)}; set ssl to "
+            "on, or list the networks that may connect in clear text",
+        )
+
+
+def backend_warnings(backend: Backend) -> Iterator[tuple[str, str]]:
+    """What works at a backend and deserves a look: (key, what) pairs."""
     if not backend.has_tcp_host or backend.sslmode == "verify-full":
         return
     hosts = ", ".join(host.host or str(host.hostaddr) for host in backend.hosts if not host.is_unix)
-    dangers = {
-        "verify-ca": "any certificate of its CA can be the server, for host names are not compared",
-        "require": "TLS is there, but whoever is on the path can be the server",
-        "prefer": "whoever is on the path can be the server, or turn TLS off",
-        "disable": "everything is in clear text: whoever is on the path reads and changes it",
-    }
-    yield "insecure_backend", f"sslmode {backend.sslmode} to {hosts}: {dangers[backend.sslmode]}"
+    yield "sslmode", f"{backend.sslmode} to {hosts}: {_DANGERS[backend.sslmode]}"

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from pgtlsproxy.config.model import CommaList, FilePath, Model, ProtocolVersion, Text
+from pgtlsproxy.config.model import CommaList, FilePath, FilledCommaList, Model, ProtocolVersion, Text
 from pgtlsproxy.config.values import (
     Network,
     TCPAddress,
@@ -33,7 +33,6 @@ class Listener(Model):
             "roles_query",
             "proxy_protocol_from",
             "revoked_sessions",
-            "expired_sessions",
             "databases",
             "tcp_keepalives_idle",
             "tcp_keepalives_interval",
@@ -44,7 +43,7 @@ class Listener(Model):
         }
     )
 
-    listen: Annotated[tuple[_ListenAddress, ...], CommaList, Field(min_length=1)]
+    listen: Annotated[tuple[_ListenAddress, ...], FilledCommaList]
     """Where clients come: `host:port`, `[v6]:port`, `unix:/folder[:port]`; port 0 lets the system choose."""
 
     backend: Text
@@ -70,7 +69,7 @@ class Listener(Model):
     """A folder of such lists, read whole at every load."""
 
     ssl_min_protocol_version: ProtocolVersion = "TLSv1.2"
-    """The oldest TLS that is spoken."""
+    """The oldest TLS that is spoken; older than TLSv1.2 is refused."""
 
     ssl_max_protocol_version: ProtocolVersion | None = None
     """The newest TLS that is spoken; None for no end."""
@@ -78,8 +77,8 @@ class Listener(Model):
     ssl_ciphers: Text = "HIGH:MEDIUM:+3DES:!aNULL"
     """OpenSSL's cipher list for TLS 1.2 and older."""
 
-    ssl_tls13_ciphers: str = ""
-    """The suites of TLS 1.3, joined by colons; empty for OpenSSL's own, as in PostgreSQL."""
+    ssl_tls13_ciphers: Text | None = None
+    """The suites of TLS 1.3, joined by colons; None for OpenSSL's own."""
 
     ssl_groups: Annotated[
         Text | None, Field(validation_alias=AliasChoices("ssl_groups", "ssl_ecdh_curve"))
@@ -123,3 +122,8 @@ class Listener(Model):
     def has_tcp(self) -> bool:
         """Whether clients can come through TCP."""
         return any(isinstance(address, TCPAddress) for address in self.listen)
+
+    @property
+    def all_loopback(self) -> bool:
+        """Whether nobody beyond this host can connect."""
+        return all(isinstance(address, UnixAddress) or address.is_loopback for address in self.listen)

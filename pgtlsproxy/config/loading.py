@@ -1,228 +1,206 @@
-"""From the YAML file's bytes to Settings, or to every mistake in them at once.
-
-Each listener and each backend is judged on its own, so that one mistake hides no other; then what
-is between them is judged among those that are whole.
-"""
+"""From the bytes of a YAML file to settings, or to every mistake in them."""
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, TypeVar
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.consistency import (
-    backend_concerns,
-    backend_mistakes,
-    listener_concerns,
-    listener_mistakes,
+    Conflict,
+    backend_conflicts,
+    backend_warnings,
+    listen_conflicts,
+    listener_conflicts,
+    listener_warnings,
 )
+from pgtlsproxy.config.explaining import OLDER_NAMES, explain, suggestion
 from pgtlsproxy.config.listener import Listener
 from pgtlsproxy.config.model import Model, Reading
-from pgtlsproxy.config.settings import Process, Settings
-from pgtlsproxy.config.values import TCPAddress, UnixAddress, found
+from pgtlsproxy.config.settings import General, Settings
+from pgtlsproxy.config.values import found
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import printable
 from pgtlsproxy.strict_yaml import Document, KeyPath, parse
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
 _M = TypeVar("_M", bound=Model)
 
-_SECRET_KEYS = frozenset({"sslpassword"})
-"""Keys whose values no message shows."""
+_STAND_INS: Final[Mapping[str, object]] = {
+    "listen": ["127.0.0.1:0"],
+    "backend": "-",
+    "ssl": False,
+    "hba_file": "-",
+    "login": "passthrough",
+}
+"""In the place of required settings with mistakes, so that the others can be held against each other."""
 
-_PARTS = ("listeners", "backends")
+_NAME: Final = re.compile(r"\w[\w.-]{0,62}")
 
 
 def load_settings(path: str, content: bytes) -> Settings:
     """Read a configuration.
 
     Args:
-        path: the YAML file's path; relative paths in it start at its folder.
-        content: its bytes.
+        path: the YAML file's path: named in messages; relative paths in the file start in its folder.
+        content: the file's bytes.
 
     Raises:
-        ConfigError: with every mistake, each with file, line and key path.
+        ConfigError: with every mistake in it, in the order of the lines.
     """
-    return _Loading(path, parse(path, content)).settings()
+    folder = os.path.join(os.getcwd(), os.path.dirname(path))  # noqa: PTH109, PTH118, PTH120 - see model.absolute
+    return _Loader(parse(path, content), Reading(folder.rstrip("/") or "/")).settings()
 
 
-class _Loading:
-    def __init__(self, path: str, document: Document) -> None:
+@dataclass(frozen=True, slots=True)
+class _Entry(Generic[_M]):
+    """One listener or backend, as far as it could be read.
+
+    Args:
+        settings: its settings, with defaults and stand-ins for those that are wrong.
+        wrong: the keys of those.
+    """
+
+    settings: _M
+    wrong: frozenset[str]
+
+
+class _Loader:
+    """Reads one document, collecting mistakes on the way."""
+
+    def __init__(self, document: Document, reading: Reading) -> None:
         self._document = document
-        self._reading = Reading(os.path.dirname(os.path.abspath(path)), document)  # noqa: PTH100, PTH120 - as above
-        self._mistakes: dict[KeyPath, list[Mistake]] = {
-            key: [what] for key, what in document.mistakes.items()
-        }
+        self._reading = reading
+        self._told = set(document.mistakes)
+        self._mistakes = list(document.mistakes.items())
 
     def settings(self) -> Settings:
         data = self._document.data
         if not isinstance(data, dict):
-            self._note((), f"found {found(data)}, expected the keys listeners and backends")
-            raise self._error()
-        own = {key: value for key, value in data.items() if key not in _PARTS}
-        process = self._model(Process, (), own, known_besides=_PARTS)
-        listeners = self._part(data, "listeners", Listener)
-        backends = self._part(data, "backends", Backend)
-        for name, listener in listeners.items():
-            self._note_all(("listeners", name), listener_mistakes(listener))
-        for name, backend in backends.items():
-            self._note_all(("backends", name), backend_mistakes(backend))
-        self._judge_names(data, listeners)
-        self._judge_addresses(listeners)
-        if self._mistakes or process is None:
-            raise self._error()
-        values = {name: getattr(process, name) for name in Process.model_fields}
-        warnings = tuple(self._warnings(listeners, backends))
-        return Settings.model_construct(**values, listeners=listeners, backends=backends, warnings=warnings)
+            self._mistake((), f"found {found(data)}, expected listeners: and backends: with their settings")
+            raise ConfigError(mistake for _, mistake in self._mistakes)
+        self._note_empty_values((), data)
+        own = {key: value for key, value in data.items() if key not in {"listeners", "backends"}}
+        general = self._entry((), General, own)
+        listeners = self._section(data, "listeners", Listener, listener_conflicts)
+        backends = self._section(data, "backends", Backend, backend_conflicts)
+        self._check_listeners(listeners, data.get("backends"))
+        if self._mistakes:
+            by_line = sorted(self._mistakes, key=lambda item: self._document.line(item[0]))
+            raise ConfigError(mistake for _, mistake in by_line)
+        warnings = (
+            *self._warnings("listeners", listeners, listener_warnings),
+            *self._warnings("backends", backends, backend_warnings),
+        )
+        return Settings.model_construct(
+            **dict(general.settings),
+            listeners={name: entry.settings for name, entry in listeners.items()},
+            backends={name: entry.settings for name, entry in backends.items()},
+            warnings=warnings,
+        )
 
-    def _part(self, data: Mapping[str, object], key: str, model: type[_M]) -> dict[str, _M]:
-        """The listeners, or the backends, that are whole."""
-        entries = data.get(key)
-        if not isinstance(entries, dict) or not entries:
-            what = "is missing" if key not in data else f"found {found(entries)}"
-            self._note((key,), f"{what}: expected at least one name with its settings below it")
+    def _mistake(self, path: KeyPath, what: str) -> None:
+        self._mistakes.append((path, Mistake(self._document.where(path), what)))
+
+    def _note_empty_values(self, path: KeyPath, value: object) -> None:
+        """A key with nothing behind it was forgotten, or meant to switch something off: who knows."""
+        if value is None:
+            if path not in self._told:
+                self._mistake(path, "has no value: give it one, or leave it out")
+            self._told.add(path)
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                self._note_empty_values((*path, key), inner)
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                self._note_empty_values((*path, index), inner)
+
+    def _section(
+        self,
+        data: Mapping[str, Any],
+        section: str,
+        model: type[_M],
+        conflicts: Callable[[_M], Iterable[Conflict]],
+    ) -> dict[str, _Entry[_M]]:
+        """The listeners or the backends."""
+        entries = data.get(section, {})
+        if entries is None:
             return {}
-        made = {name: self._model(model, (key, name), entry) for name, entry in entries.items()}
-        return {name: entry for name, entry in made.items() if entry is not None}
+        if entries == {} or not isinstance(entries, dict):
+            what = f"found {found(entries)}" if section in data else "is missing"
+            self._mistake((section,), f"{what}: expected names, with their settings under them")
+            return {}
+        read: dict[str, _Entry[_M]] = {}
+        for name, settings in entries.items():
+            path = (section, name)
+            if not _NAME.fullmatch(name):
+                self._mistake(
+                    path, "a name has 1 to 63 letters, digits, _, - and ., and begins with no - or ."
+                )
+            elif isinstance(settings, dict):
+                read[name] = entry = self._entry(path, model, settings)
+                for conflict in conflicts(entry.settings):
+                    self._note_conflict(path, settings, conflict, entry.wrong)
+            elif settings is not None:
+                self._mistake(path, f"found {found(settings)}, expected settings (key: value)")
+        return read
 
-    def _model(
-        self, model: type[_M], path: KeyPath, data: object, known_besides: tuple[str, ...] = ()
-    ) -> _M | None:
-        if not isinstance(data, dict):
-            self._note(path, f"found {found(data)}, expected settings")
-            return None
-        known = _keys(model)
-        for key in data.keys() - known:
-            self._note((*path, key), _unknown(key, model, [*known, *known_besides]))
-        taken = {key: data[key] for key in data.keys() & known}
-        for key in [key for key, value in taken.items() if value is None]:
-            self._note((*path, key), "has no value: leave the key out, or give it one")
-        for name, alias in _aliases(model):
-            if name in taken and taken.pop(alias, None) is not None:
-                self._note((*path, alias), f"is another name of {name}, which is given too: keep one of them")
+    def _entry(self, path: KeyPath, model: type[_M], written: Mapping[str, Any]) -> _Entry[_M]:
+        """Read the settings of one place, noting what is wrong with each."""
+        settings = dict(written)
+        wrong = {key for key in settings if self._is_told((*path, key))}
+        for old, name in OLDER_NAMES.items():
+            if old in settings and name in settings and name in model.model_fields:
+                self._mistake((*path, old), f"is the older name of {name}, which is given too: keep one")
+                del settings[old]
         try:
-            made = model.model_validate(taken, context=self._reading)
+            return _Entry(model.model_validate(settings, context=self._reading), frozenset(wrong))
         except ValidationError as error:
             for detail in error.errors(include_url=False):
-                self._note_detail(path, detail)
-            return None
-        return made
+                wrong.add(str(detail["loc"][0]))
+                at = (*path, *detail["loc"])
+                if at not in self._told:
+                    self._mistake(at, explain(detail, model))
+        right = {key: value for key, value in settings.items() if key not in wrong}
+        for key in _STAND_INS.keys() & model.model_fields.keys() - right.keys():
+            right[key] = _STAND_INS[key]
+        return _Entry(model.model_validate(right, context=self._reading), frozenset(wrong))
 
-    def _note_detail(self, path: KeyPath, detail: ErrorDetails) -> None:
-        key = str(detail["loc"][0]) if detail["loc"] else ""
-        location = (*path, *detail["loc"][:2]) if key else path
-        self._note(location, _plain_words(key, detail))
+    def _is_told(self, path: KeyPath) -> bool:
+        """Whether a mistake in a value, or in something inside it, has been noted already."""
+        return any(told[: len(path)] == path for told in self._told)
 
-    def _judge_names(self, data: Mapping[str, object], listeners: Mapping[str, Listener]) -> None:
-        backends = data.get("backends")
-        names = list(backends) if isinstance(backends, dict) else []
-        for name, listener in listeners.items():
-            if listener.backend not in names:
-                near = difflib.get_close_matches(listener.backend, names, 1)
-                hint = f"; is it {near[0]}?" if near else f"; there are {', '.join(names) or 'none'}"
-                self._note(
-                    ("listeners", name, "backend"),
-                    f'there is no backend "{printable(listener.backend)}"{hint}',
-                )
+    def _note_conflict(
+        self, path: KeyPath, written: Mapping[str, Any], conflict: Conflict, wrong: frozenset[str]
+    ) -> None:
+        """Note a conflict, unless one of its settings is wrong by itself: then there may be none."""
+        aliases = {name: old for old, name in OLDER_NAMES.items() if old in written}
+        keys = [aliases.get(key, key) for key in conflict.keys]
+        if wrong.isdisjoint(keys):
+            self._mistake((*path, keys[0]), conflict.what)
 
-    def _judge_addresses(self, listeners: Mapping[str, Listener]) -> None:
-        seen: list[tuple[str, TCPAddress | UnixAddress]] = []
-        for name, listener in listeners.items():
-            for index, address in enumerate(listener.listen):
-                for owner, other in seen:
-                    if _overlap(address, other):
-                        what = f"{address} is taken: listener {owner} listens on {other}"
-                        self._note(("listeners", name, "listen", index), what)
-                seen.append((name, address))
+    def _check_listeners(self, listeners: Mapping[str, _Entry[Listener]], backends: object) -> None:
+        """What is wrong between listeners, and between them and the backends."""
+        for name, entry in listeners.items():
+            backend = entry.settings.backend
+            if isinstance(backends, dict) and backend not in backends and "backend" not in entry.wrong:
+                known = "; there are: " + ", ".join(map(printable, backends))
+                what = f"there is no backend {found(backend)}{suggestion(backend, backends)}{known}"
+                self._mistake(("listeners", name, "backend"), what)
+        usable = {name: entry.settings for name, entry in listeners.items() if "listen" not in entry.wrong}
+        for name, index, what in listen_conflicts(usable):
+            self._mistake(("listeners", name, "listen", index), what)
 
     def _warnings(
-        self, listeners: Mapping[str, Listener], backends: Mapping[str, Backend]
+        self,
+        section: str,
+        entries: Mapping[str, _Entry[_M]],
+        warnings: Callable[[_M], Iterable[tuple[str, str]]],
     ) -> Iterator[Mistake]:
-        for name, listener in listeners.items():
-            for key, what in listener_concerns(listener):
-                yield Mistake(self._document.where(("listeners", name, key)), what)
-        for name, backend in backends.items():
-            for key, what in backend_concerns(backend):
-                yield Mistake(self._document.where(("backends", name, key)), what)
-
-    def _note_all(self, path: KeyPath, found: Iterator[tuple[str, str]]) -> None:
-        for key, what in found:
-            self._note((*path, key), what)
-
-    def _note(self, path: KeyPath, what: str) -> None:
-        if path not in self._document.mistakes:  # what could not be read is not judged as well
-            self._mistakes.setdefault(path, []).append(Mistake(self._document.where(path), what))
-
-    def _error(self) -> ConfigError:
-        places = sorted(self._mistakes, key=lambda path: (self._document.line(path), len(path)))
-        return ConfigError(mistake for path in places for mistake in self._mistakes[path])
-
-
-_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
-
-
-def _overlap(one: TCPAddress | UnixAddress, other: TCPAddress | UnixAddress) -> bool:
-    """Whether the kernel refuses the second of two addresses, at least for one family."""
-    if isinstance(one, UnixAddress) or isinstance(other, UnixAddress):
-        return one == other
-    return one.port == other.port != 0 and any(
-        mine == theirs or ((":" in mine) == (":" in theirs) and not _WILDCARDS.isdisjoint({mine, theirs}))
-        for mine in one.hosts
-        for theirs in other.hosts
-    )
-
-
-def _keys(model: type[Model]) -> set[str]:
-    """The keys that a model takes, other names of a setting included."""
-    keys: set[str] = set()
-    for name, field in model.model_fields.items():
-        alias = field.validation_alias
-        keys.update(str(choice) for choice in getattr(alias, "choices", [name]))
-    return keys
-
-
-def _aliases(model: type[Model]) -> Iterator[tuple[str, str]]:
-    """Settings and their other names."""
-    for name, field in model.model_fields.items():
-        for choice in getattr(field.validation_alias, "choices", []):
-            if choice != name:
-                yield name, str(choice)
-
-
-def _unknown(key: str, model: type[Model], known: list[str]) -> str:
-    if key in model.not_in_this_version:
-        return "is not in this version"
-    near = difflib.get_close_matches(key, [*known, *model.not_in_this_version], 1)
-    return f"is unknown; is it {near[0]}?" if near else "is unknown"
-
-
-_EXPECTED = {
-    "bool_type": "expected on or off",
-    "int_type": "expected a whole number",
-    "string_type": "expected a text, in quotes if it looks like something else",
-    "tuple_type": "expected a list",
-    "too_short": "expected at least one",
-    "model_type": "expected settings",
-}
-
-
-def _plain_words(key: str, detail: ErrorDetails) -> str:
-    """One of pydantic's findings as a sentence about the configuration."""
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "missing":
-        return "is missing"
-    if kind == "extra_forbidden":
-        return "is unknown"
-    if kind == "value_error":
-        return str(context.get("error", detail["msg"]))
-    shown = "a secret" if key in _SECRET_KEYS else found(detail["input"])
-    if kind in {"greater_than_equal", "less_than_equal"}:
-        bound = f"at least {context['ge']}" if kind == "greater_than_equal" else f"at most {context['le']}"
-        return f"found {shown}, expected {bound}"
-    return f"found {shown}, {_EXPECTED.get(kind, detail['msg'])}"
+        for name, entry in entries.items():
+            for key, what in warnings(entry.settings):
+                yield Mistake(self._document.where((section, name, key)), what)

@@ -9,9 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
-from pgtlsproxy.config.values import found, parse_list, parse_time
-from pgtlsproxy.errors import Mistake
-from pgtlsproxy.strict_yaml import Document
+from pgtlsproxy.config.values import BadValue, found, parse_filled_list, parse_list, parse_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +18,9 @@ class Reading:
 
     Args:
         folder: where the file lies, absolute; relative paths start there.
-        document: the file's content.
-        warnings: what was found so far that works and should be looked at.
     """
 
     folder: str
-    document: Document
-    warnings: tuple[Mistake, ...] = ()
 
 
 class Model(BaseModel):
@@ -48,24 +42,20 @@ def _protocol_version(value: object) -> str:
     for name in PROTOCOL_VERSIONS:
         if isinstance(value, str) and value.lower() == name.lower():
             return name
-    raise ValueError(f"found {found(value)}, expected one of {', '.join(PROTOCOL_VERSIONS)}")
-
-
-def is_range(lowest: str, highest: str | None) -> bool:
-    """Whether a version lies between two ends; None leaves the upper one open."""
-    return highest is None or PROTOCOL_VERSIONS.index(lowest) <= PROTOCOL_VERSIONS.index(highest)
+    raise BadValue(f"found {found(value)}, expected one of {', '.join(PROTOCOL_VERSIONS)}")
 
 
 def _text(value: object) -> object:
     if isinstance(value, str) and not value.strip():
-        raise ValueError("is empty: leave the key out, or give it a value")
+        raise BadValue("is empty: leave the key out, or give it a value")
     return value
 
 
 def absolute(path: str, info: ValidationInfo) -> str:
     """A path as the process can open it from anywhere; `..` is left to the kernel, which knows links."""
-    assert isinstance(info.context, Reading)  # noqa: S101 - narrows the type
-    return os.path.join(info.context.folder, path)  # noqa: PTH118 - Path drops what follows a link's ..
+    if not isinstance(info.context, Reading):
+        raise TypeError("settings are read by load_settings alone, which knows where relative paths start")
+    return os.path.join(info.context.folder, path)  # noqa: PTH118 - Path() / drops a leading ./
 
 
 def _switch(value: object) -> object:
@@ -80,7 +70,18 @@ def in_range(lowest: float, highest: float) -> Callable[[float], float]:
     def check(seconds: float) -> float:
         if lowest <= seconds <= highest:
             return seconds
-        raise ValueError(f"{seconds:g} s is out of range: from {lowest:g} s to {highest:g} s")
+        raise BadValue(f"{seconds:g} s is out of range: from {lowest:g} s to {highest:g} s")
+
+    return check
+
+
+def whole_number(lowest: int, highest: int) -> Callable[[object], int]:
+    """A check that a value is a whole number within two ends."""
+
+    def check(value: object) -> int:
+        if isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest:
+            return value
+        raise BadValue(f"found {found(value)}, expected a whole number from {lowest} to {highest}")
 
     return check
 
@@ -90,10 +91,10 @@ def one_of(*allowed: str, later: tuple[str, ...] = ()) -> Callable[[object], obj
 
     def check(value: object) -> object:
         if value in later:
-            raise ValueError(f"{found(value)} is not in this version; use {' or '.join(allowed)}")
+            raise BadValue(f"{found(value)} is not in this version; use {' or '.join(allowed)}")
         if isinstance(value, str) and value in allowed:
             return value
-        raise ValueError(f"found {found(value)}, expected one of {', '.join(allowed)}")
+        raise BadValue(f"found {found(value)}, expected one of {', '.join(allowed)}")
 
     return check
 
@@ -117,3 +118,6 @@ LibpqSwitch = Annotated[bool, BeforeValidator(_switch)]
 
 CommaList = BeforeValidator(parse_list)
 """Takes a YAML list or one text with commas."""
+
+FilledCommaList = BeforeValidator(parse_filled_list)
+"""The same, with something in it."""

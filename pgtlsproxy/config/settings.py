@@ -1,49 +1,53 @@
-"""The whole configuration: listeners, backends, and what concerns the process."""
+"""The whole configuration, as the rest of the proxy knows it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, SkipValidation
 
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.listener import Listener
-from pgtlsproxy.config.model import Model, Seconds, in_range, one_of
-from pgtlsproxy.config.values import found, parse_time
+from pgtlsproxy.config.model import Model, Seconds, in_range, one_of, whole_number
+from pgtlsproxy.config.values import BadValue, found, parse_time
 from pgtlsproxy.errors import Mistake
 
-LONGEST_TIMEOUT: Final = 600.0
-"""Seconds; PostgreSQL's own end for authentication_timeout."""
+MAX_CONNECTIONS: Final = 0x3FFFF
+"""PostgreSQL's own limit (MAX_BACKENDS, src/include/postmaster/postmaster.h)."""
+
+MAX_CANCEL_RATE: Final = 1_000_000
 
 
-def _one_worker(value: object) -> int:
-    if value == 1 and not isinstance(value, bool):
+def _workers(value: object) -> Literal[1]:
+    if isinstance(value, int) and not isinstance(value, bool) and value == 1:
         return 1
-    raise ValueError(f"{found(value)} is not in this version: there is one worker, leave the key out")
+    raise BadValue(f"found {found(value)}: several workers are not in this version; write 1, or leave it out")
 
 
-def _no_interval(value: object) -> float:
-    if parse_time(value) == 0:
-        return 0.0
-    raise ValueError(f"{found(value)} is not in this version: SIGHUP reloads; leave the key out, or write 0")
+def _never(value: object) -> float:
+    if parse_time(value) > 0:
+        raise BadValue(
+            "reloading by itself is not in this version: write 0, or leave the key out, and send SIGHUP"
+        )
+    return 0.0
 
 
 class Log(Model):
-    """How events are written to stderr."""
+    """What the log looks like; it always goes to stderr. Ours."""
 
     format: Annotated[Literal["json", "console"] | None, BeforeValidator(one_of("json", "console"))] = None
-    """`json`, or `console` for people; None for console in a terminal and json elsewhere."""
+    """One JSON object a line, or text for people; None for the console in a terminal, JSON elsewhere."""
 
     level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(one_of("debug", "info", "warning", "error")),
     ] = "info"
-    """The least important events that are written."""
+    """What is less grave is left out."""
 
 
-class Process(Model):
-    """What concerns the process as a whole."""
+class General(Model):
+    """What is neither a listener's nor a backend's."""
 
     not_in_this_version: ClassVar[frozenset[str]] = frozenset(
         {
@@ -53,42 +57,44 @@ class Process(Model):
             "max_connections_per_user",
             "max_pending",
             "max_handshakes",
-            "reuse_port",
-            "dns_cache",
             "status",
             "console",
+            "reuse_port",
+            "dns_cache",
         }
     )
 
-    workers: Annotated[int, BeforeValidator(_one_worker)] = 1
-    """Processes that serve clients."""
+    workers: Annotated[Literal[1], BeforeValidator(_workers)] = 1
+    """Processes that serve sessions. Ours."""
 
-    reload_interval: Annotated[float, BeforeValidator(_no_interval)] = 0.0
-    """How often files are looked at; 0 for only on SIGHUP."""
+    reload_interval: Annotated[float, BeforeValidator(_never)] = 0.0
+    """Seconds between looks at the files; 0 to reload on SIGHUP alone. Ours."""
 
-    authentication_timeout: Annotated[Seconds, AfterValidator(in_range(1, LONGEST_TIMEOUT))] = 60.0
-    """Seconds from accept to ReadyForQuery; one deadline for both legs (postgresql.conf)."""
+    authentication_timeout: Annotated[Seconds, AfterValidator(in_range(1, 600))] = 60.0
+    """Seconds from accept to the backend's ReadyForQuery. postgresql.conf's, with its range."""
 
-    startup_timeout: Annotated[Seconds, AfterValidator(in_range(0.1, LONGEST_TIMEOUT))] = 10.0
-    """Seconds from accept to the StartupMessage, the TLS handshake within (ours)."""
+    startup_timeout: Annotated[Seconds, AfterValidator(in_range(0.1, 600))] = 10.0
+    """Seconds from accept to the StartupMessage, TLS handshake included. Ours."""
 
-    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    """Clients that may be connected at once (postgresql.conf)."""
+    max_connections: Annotated[int, BeforeValidator(whole_number(1, MAX_CONNECTIONS))] = 1000
+    """Sessions at once, over all listeners. postgresql.conf's name."""
 
-    cancel_rate: Annotated[int, Field(ge=0, le=1_000_000)] = 10
-    """CancelRequests with unknown keys that are forwarded, a second and source; 0 for none (ours)."""
+    cancel_rate: Annotated[int, BeforeValidator(whole_number(0, MAX_CANCEL_RATE))] = 10
+    """CancelRequests with a key that no session here has, a second and source; 0 for no limit. Ours."""
 
     log: Log = Log()
-    """How events are written."""
+    """What the log looks like."""
 
 
-class Settings(Process):
-    """A configuration that can be used.
+class Settings(General):
+    """The whole configuration. Only `load_settings` makes one.
 
-    Attributes:
-        warnings: what can be used and should be looked at.
+    Args:
+        listeners: by name.
+        backends: by name; every listener's is among them.
+        warnings: what works and deserves a look.
     """
 
-    listeners: Mapping[str, Listener]
-    backends: Mapping[str, Backend]
-    warnings: tuple[Mistake, ...] = ()
+    listeners: SkipValidation[Mapping[str, Listener]]
+    backends: SkipValidation[Mapping[str, Backend]]
+    warnings: SkipValidation[tuple[Mistake, ...]] = ()

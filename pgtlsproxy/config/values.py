@@ -1,6 +1,6 @@
 """What a setting's text means: times, lists, addresses and hosts.
 
-Pure functions. Each raises ValueError with what was found and what was expected.
+Pure functions. Each raises BadValue with what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
 _WELL_KNOWN_HOSTS: Final = {"localhost": ("127.0.0.1", "::1"), "*": ("0.0.0.0", "::")}  # noqa: S104 - what `*` says
 
 
+class BadValue(ValueError):
+    """A value that means nothing to its setting. Its text is a whole message for the administrator."""
+
+
 @dataclass(frozen=True, slots=True)
 class TCPAddress:
     """Where to listen on TCP.
@@ -50,7 +54,8 @@ class TCPAddress:
         return all(ip_address(host).is_loopback for host in self.hosts)
 
     def __str__(self) -> str:
-        host = next((name for name, hosts in _WELL_KNOWN_HOSTS.items() if hosts == self.hosts), self.hosts[0])
+        names = (name for name, hosts in _WELL_KNOWN_HOSTS.items() if hosts == self.hosts)
+        host = next(names, self.hosts[0])
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
@@ -118,9 +123,7 @@ def parse_time(value: object) -> float:
         return float(value)
     if isinstance(value, str) and (match := _TIME.fullmatch(value.strip())) is not None:
         return float(match[1]) * _SECONDS[match[2]]
-    raise ValueError(
-        f"{found(value)} is no time: write a number with ms, s, min, h or d behind it, as in 10s"
-    )
+    raise BadValue(f"{found(value)} is no time: write a number with ms, s, min, h or d behind it, as in 10s")
 
 
 def parse_list(value: object) -> tuple[object, ...]:
@@ -129,11 +132,19 @@ def parse_list(value: object) -> tuple[object, ...]:
         return tuple(item.strip() for item in value.split(","))
     if isinstance(value, list | tuple):
         return tuple(value)
-    raise ValueError(f"found {found(value)}, expected a list, as in [a, b], or one text with commas")
+    raise BadValue(f"found {found(value)}, expected a list, as in [a, b], or one text with commas")
+
+
+def parse_filled_list(value: object) -> tuple[object, ...]:
+    """The same, with something in it."""
+    items = parse_list(value)
+    if not items:
+        raise BadValue("the list is empty: leave the key out, or put something into it")
+    return items
 
 
 def parse_ports(value: object) -> tuple[int, ...]:
-    """Libpq's `port`: one number, or a list of them; an empty element of a comma list is 5432."""
+    """The `port` of libpq: one number, or a list of them; an empty element of a comma list is 5432."""
     if isinstance(value, str) and "," in value:
         return tuple(
             _port(_number(item)) if item else DEFAULT_PORT for item in map(str.strip, value.split(","))
@@ -148,7 +159,7 @@ def _number(text: str) -> int | str:
 def _port(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_PORT:
         return value
-    raise ValueError(f"{found(value)} is no port: write a number from 1 to {MAX_PORT}, without quotes")
+    raise BadValue(f"{found(value)} is no port: write a number from 1 to {MAX_PORT}, without quotes")
 
 
 def parse_listen_address(value: object) -> TCPAddress | UnixAddress:
@@ -157,21 +168,19 @@ def parse_listen_address(value: object) -> TCPAddress | UnixAddress:
     Host names other than localhost are refused: what they stand for may change behind one's back.
     """
     if not isinstance(value, str):
-        raise ValueError(f'found {found(value)}, expected an address in quotes, as in "127.0.0.1:5432"')
+        raise BadValue(f'found {found(value)}, expected an address in quotes, as in "127.0.0.1:5432"')
     if value.startswith("unix:"):
         return _unix_address(value.removeprefix("unix:"), value)
     if value.startswith("/"):
         if _SOCKET_FILE.fullmatch(value) is None:
-            raise ValueError(
-                f'{found(value)} is no socket file: write "unix:{value}" or {value}/.s.PGSQL.5432'
-            )
+            raise BadValue(f'{found(value)} is no socket file: write "unix:{value}" or {value}/.s.PGSQL.5432')
         return _unix_address(value, value)
     return _tcp_address(value)
 
 
 def _unix_address(text: str, value: str) -> UnixAddress:
     if not text.startswith("/"):
-        raise ValueError(
+        raise BadValue(
             f'{found(value)}: the folder of a Unix socket begins with /, as in "unix:/run/pgtlsproxy"'
         )
     if (match := _SOCKET_FILE.fullmatch(text)) is not None:
@@ -181,10 +190,10 @@ def _unix_address(text: str, value: str) -> UnixAddress:
         if not colon:
             folder, port_text = text, str(DEFAULT_PORT)
     if not (port_text.isdecimal() and port_text.isascii() and 0 < (port := int(port_text)) <= MAX_PORT):
-        raise ValueError(f"{found(value)}: a port from 1 to {MAX_PORT} belongs behind the colon")
+        raise BadValue(f"{found(value)}: a port from 1 to {MAX_PORT} belongs behind the colon")
     path = f"{folder.rstrip('/')}/.s.PGSQL.{port}"
     if (length := len(path.encode())) > MAX_UNIX_PATH_OCTETS:
-        raise ValueError(
+        raise BadValue(
             f"{found(path)} has {length} bytes, and a Unix socket's path at most {MAX_UNIX_PATH_OCTETS}: "
             "choose a shorter folder"
         )
@@ -194,27 +203,27 @@ def _unix_address(text: str, value: str) -> UnixAddress:
 def _tcp_address(value: str) -> TCPAddress:
     match = _HOST_PORT.fullmatch(value)
     if match is None:
-        raise ValueError(f"{found(value)} is no address to listen on: {_listen_hint(value)}")
+        raise BadValue(f"{found(value)} is no address to listen on: {_listen_hint(value)}")
     if (port := int(match["port"])) > MAX_PORT:
-        raise ValueError(f"{found(value)}: a port is at most {MAX_PORT}")
+        raise BadValue(f"{found(value)}: a port is at most {MAX_PORT}")
     host = match["v6"] if match["host"] is None else match["host"]
     if match["host"] in _WELL_KNOWN_HOSTS:
         return TCPAddress(_WELL_KNOWN_HOSTS[host], port)
     try:
         ip = ip_address(host)
     except ValueError:
-        raise ValueError(
+        raise BadValue(
             f"{found(value)}: {found(host)} is no numeric address; write one, or localhost, or * for all"
         ) from None
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        raise ValueError(f"{found(value)}: write the IPv4 address, {ip.ipv4_mapped}:{port}")
+        raise BadValue(f"{found(value)}: write the IPv4 address, {ip.ipv4_mapped}:{port}")
     return TCPAddress((str(ip),), port)
 
 
 def _listen_hint(value: str) -> str:
     if value.count(":") > 1 and not value.startswith("["):
-        return 'an IPv6 address stands in brackets, with the port behind, as in "[::1]:5432"'
-    if is_ip(value):
+        return 'an IPv6 address stands in brackets, with the port behind them, as in "[::1]:5432"'
+    if is_ip(value.strip("[]")):
         return f'the port is missing, as in "{value}:5432"'
     return 'write "host:port", "[v6]:port", "*:port" or "unix:/folder"'
 
@@ -231,19 +240,19 @@ def is_ip(text: str) -> bool:
 def parse_host(value: object) -> str:
     """One element of a backend's `host`: a name, a numeric address, or a Unix socket's folder."""
     if not isinstance(value, str):
-        raise ValueError(f"found {found(value)}, expected a host name in quotes")
+        raise BadValue(f"found {found(value)}, expected a host name in quotes")
     if not value or is_ip(value):
         return value
     if value.startswith("/"):
         return value.rstrip("/") or "/"
     if value.startswith("@"):
-        raise ValueError(f"{found(value)}: abstract Unix sockets have no owner that could vouch for them")
+        raise BadValue(f"{found(value)}: abstract Unix sockets have no owner that could vouch for them")
     if value.startswith("["):
-        raise ValueError(f"{found(value)}: write the IPv6 address without brackets; the port goes into port")
+        raise BadValue(f"{found(value)}: write the IPv6 address without brackets; the port goes into port")
     if ":" in value:
-        raise ValueError(f"{found(value)}: the port of a backend goes into port, as in libpq")
+        raise BadValue(f"{found(value)}: the port of a backend goes into port, as in libpq")
     if _HOST_NAME.fullmatch(value) is None:
-        raise ValueError(f"{found(value)} is no host name; names in other scripts are written as xn--...")
+        raise BadValue(f"{found(value)} is no host name; names in other scripts are written as xn--...")
     return value
 
 
@@ -253,25 +262,26 @@ def parse_host_address(value: object) -> str | None:
         return None
     if isinstance(value, str) and is_ip(value):
         return value
-    raise ValueError(f"{found(value)} is no numeric address; names go into host")
+    raise BadValue(f"{found(value)} is no numeric address; names go into host")
 
 
 def parse_network(value: object) -> Network:
     """A network in CIDR notation."""
     text = value if isinstance(value, str) else ""
     if is_ip(text):
-        raise ValueError(
-            f"{found(text)} has no prefix length: write {text}/{128 if ':' in text else 32} for this address"
+        raise BadValue(
+            f"{found(text)} has no prefix length: for this one address write "
+            f"{text}/{128 if ':' in text else 32}"
         )
     try:
         network = ip_network(text, strict=False)
         exact = ip_interface(text).ip == network.network_address and text.rpartition("/")[2].isdecimal()
     except ValueError:
-        raise ValueError(f"{found(value)} is no network: write CIDR notation, as in 10.0.0.0/8") from None
+        raise BadValue(f"{found(value)} is no network: write CIDR notation, as in 10.0.0.0/8") from None
     if not exact:
-        raise ValueError(f"{found(value)}: if {network} is meant, write that")
+        raise BadValue(f"{found(value)}: if {network} is meant, write that")
     if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
-        raise ValueError(
+        raise BadValue(
             f"{found(value)}: clients with IPv4 addresses are known by those: write an IPv4 network"
         )
     return network
@@ -280,9 +290,9 @@ def parse_network(value: object) -> Network:
 def parse_role_name(value: object) -> str:
     """The name of a PostgreSQL role."""
     if not isinstance(value, str):
-        raise ValueError(f"found {found(value)}, expected the name of a role in quotes")
+        raise BadValue(f"found {found(value)}, expected the name of a role in quotes")
     if not 0 < len(value.encode()) <= MAX_NAME_OCTETS:
-        raise ValueError(f"{found(value)} is no role: names have 1 to {MAX_NAME_OCTETS} bytes")
+        raise BadValue(f"{found(value)} is no role: names have 1 to {MAX_NAME_OCTETS} bytes")
     return value
 
 
@@ -295,5 +305,5 @@ def parse_file_mode(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
         return int(value, 8)
     if isinstance(value, int):
-        raise ValueError('found a number: quote the file mode, as in "0770", or YAML reads it in its own way')
-    raise ValueError(f'{found(value)} is no file mode: write three octal digits behind a 0, as in "0770"')
+        raise BadValue('found a number: quote the file mode, as in "0770", or YAML reads it in its own way')
+    raise BadValue(f'{found(value)} is no file mode: write three octal digits behind a 0, as in "0770"')

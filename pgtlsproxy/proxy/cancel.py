@@ -142,7 +142,7 @@ class Cancels:
         if source not in self._counts and len(self._counts) >= SOURCES:
             return False
         self._counts[source] = count
-        return count <= rate
+        return count <= rate or rate == 0
 
     def _dropped(self, accepted: Accepted, reason: str) -> None:
         self._logger.info(

@@ -48,14 +48,9 @@ class Client:
         """Take the server's part of a TLS handshake, once.
 
         Raises:
-            ClientTLSFailed: it failed; nobody is left to be answered.
+            ClientTLSFailed: it failed; the alert was the answer, and `answer` sees to its delivery.
         """
-        try:
-            leg = await accept_tls(self.sock, context)
-        except ProxyError:
-            self._is_answered = True  # the alert was the answer
-            raise
-        self.leg = leg
+        self.leg = leg = await accept_tls(self.sock, context)
         return leg
 
     async def peek(self) -> bytes:

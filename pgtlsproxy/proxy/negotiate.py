@@ -108,7 +108,7 @@ async def _read_packet(client: Client) -> Packet:
     length = packet_length(word) - LENGTH_OCTETS
     payload = await client.read_exactly(length)
     if len(payload) < length:
-        raise ClientGone("incomplete startup packet")
+        raise InvalidLength("incomplete startup packet")
     return parse_packet(payload)
 
 

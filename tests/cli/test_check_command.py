@@ -67,15 +67,15 @@ WRONG = {
         lambda c: c["listeners"]["a"].update(ssl_tls13_ciphers="TLS_NOPE"), r'"TLS_NOPE" is no TLS 1\.3 cipher suite',
     ),
     "unknown group": (lambda c: c["listeners"]["a"].update(ssl_groups="nope"), r'"nope" is no key exchange group'),
-    "unknown key": (lambda c: c["listeners"]["a"].update(ssl_cert_fil="x"), r"ssl_cert_fil: is unknown; is it ssl_cert_file"),
+    "unknown key": (lambda c: c["listeners"]["a"].update(ssl_cert_fil="x"), r"ssl_cert_fil: there is no such setting; did you mean ssl_cert_file"),
     "later key": (
         lambda c: c["listeners"]["a"].update(scram_secrets_file="x"), r"scram_secrets_file: is not in this version",
     ),
     "address twice": (
         lambda c: c["listeners"].update(b={**c["listeners"]["a"], "listen": ["127.0.0.1:1"]}) or c["listeners"]["a"].update(listen=["127.0.0.1:1"]),
-        r"127\.0\.0\.1:1 is listener a's already",
+        r"127\.0\.0\.1:1 is taken by 127\.0\.0\.1:1 in listen of listener a",
     ),
-    "unknown backend": (lambda c: c["listeners"]["a"].update(backend="primry"), r'no backend "primry"; is it primary\?'),
+    "unknown backend": (lambda c: c["listeners"]["a"].update(backend="primry"), r'no backend "primry"; did you mean primary\?'),
     "weak sslmode": (
         lambda c: c["backends"]["primary"].update(sslmode="require"), r"sslmode: require .*insecure_backend",
     ),

@@ -78,18 +78,18 @@ class Servers:
 
 def listener_name(cell: Cell) -> str:
     """The listener that a cell's client comes to; cells that differ in the client only share it."""
-    parts = (cell.login.name, cell.method.name, cell.listener.name, _backend_name(cell))
-    return "-".join(parts).lower()
+    return "-".join((cell.login.name, cell.method.name, cell.listener.name, _place(cell.backend))).lower()
 
 
 def _backend_name(cell: Cell) -> str:
-    if cell.backend.is_fake:
-        place = "fake"
-    elif cell.backend in {Backend.SCRAM, Backend.TRUST}:
-        place = "server"
-    else:
-        place = cell.backend.name.lower()
-    return f"{cell.login.name.lower()}_{place}"
+    return f"{cell.login.name}-{_place(cell.backend)}".lower()
+
+
+def _place(backend: Backend) -> str:
+    """What is dialled; backends that differ in the database only share it."""
+    if backend.is_fake:
+        return "FAKE"
+    return "SERVER" if backend in {Backend.SCRAM, Backend.TRUST} else backend.name
 
 
 def configuration(
@@ -139,9 +139,13 @@ def _backend(cell: Cell, certs: Certs, servers: Servers) -> dict[str, Any]:
     return make(servers.cluster, certs, **words)
 
 
-def observe(cell: Cell, running: RunningProxy, certs: Certs) -> str:
-    """Be the cell's client. Returns the verdict's text, or what came instead of any."""
-    where = running.addresses(listener_name(cell))[0]
+def addresses(running: RunningProxy) -> dict[str, str]:
+    """Where each listener listens."""
+    return {event["listener"]: event["address"] for event in running.log_events("listening")}
+
+
+def observe(cell: Cell, where: str, certs: Certs) -> str:
+    """Be the cell's client at this address. Returns the verdict's text, or what came instead of any."""
     host, _, port = where.rpartition(":")
     # A uid cannot be chosen: there "another's" is a session for another user.
     is_other = cell.listener is Listener.UNIX and cell.shown is Shown.ANOTHERS

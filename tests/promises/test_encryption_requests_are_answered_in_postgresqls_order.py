@@ -1,4 +1,7 @@
-"""SSLRequest, GSSENCRequest and direct TLS, in every order, get the answers that PostgreSQL 17 and 18 give."""
+"""SSLRequest, GSSENCRequest and direct TLS, in every order, get the answers of a PostgreSQL 18 without GSSAPI.
+
+PostgreSQL 17 of the tests has GSSAPI, and is asked where that makes no difference.
+"""
 
 import itertools
 import ssl
@@ -65,6 +68,13 @@ def answers(client, sequence):
     return said
 
 
+def test_a_request_too_many_is_one_line_in_the_log(running):
+    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+        answers(client, ("gssenc", "gssenc"))
+        decided = refusal_of(running, client)
+        assert (decided["kind"], decided["sqlstate"]) == ("client_protocol", "0A000")
+
+
 def no_version(name):
     code = {"ssl": 5679, "gssenc": 5680}[name]
     return "0A000", f"unsupported frontend protocol 1234.{code}: server supports 3.0 to 3.2"
@@ -91,10 +101,8 @@ def test_each_request_is_answered_once_and_in_any_order(running, servers, listen
     wanted = expected(sequence, encrypted=listener == "tls", direct=False)
     with wire.WireClient(("127.0.0.1", running.port(listener))) as client:
         assert answers(client, sequence) == wanted
-        if wanted[-1] not in {b"S", b"N"}:
-            assert refusal_of(running, client)["sqlstate"] == "0A000"
     for (major, encrypted), cluster in servers.items():
-        if encrypted == (listener == "tls"):
+        if encrypted == (listener == "tls") and (major == 18 or "gssenc" not in sequence):
             with wire.WireClient((cluster.host, cluster.port)) as direct:
                 assert answers(direct, sequence) == wanted, major
 
@@ -102,9 +110,8 @@ def test_each_request_is_answered_once_and_in_any_order(running, servers, listen
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=",".join)
 def test_inside_direct_tls_both_are_refused_once(running, servers, sequence):
     wanted = expected(sequence, encrypted=True, direct=True)
-    addresses = [("127.0.0.1", running.port("tls"))]
-    addresses += [(cluster.host, cluster.port) for (_, encrypted), cluster in servers.items() if encrypted]
-    for address in addresses:
+    cluster = servers[18, True]
+    for address in (("127.0.0.1", running.port("tls")), (cluster.host, cluster.port)):
         with wire.WireClient(address) as client:
             client.start_tls()
             assert answers(client, sequence) == wanted

@@ -91,6 +91,8 @@ async def _read_startup(
         match negotiation.receive(packet):
             case Action.START_TLS:
                 await client.send(b"S")
+                if not await client.peek():
+                    raise ClientGone("the client closed before its TLS handshake")
                 await _start_tls(accepted, client, log)
             case Action.REFUSE_ENCRYPTION:
                 await client.send(b"N")

@@ -32,7 +32,13 @@ from matrix.table import (
 )
 from pgtlsproxy.demo.postgres import Cluster
 
-DATABASES = {Backend.SCRAM: "alice", Backend.TRUST: "bob", Backend.CERT_MAP: "app", Backend.PEER: "alice"}
+DATABASES = {
+    Backend.SCRAM: "alice",
+    Backend.TRUST: "bob",
+    Backend.CERT_MAP: "app",
+    Backend.PEER: "alice",
+    Backend.IMPOSTOR: "alice",
+}
 """The database decides what the one real server does with a session of the proxy's."""
 
 SERVER_HBA = """\

@@ -360,7 +360,7 @@ def by_hand() -> dict[Cell, Verdict]:
         (c.CERTIFICATE, m.TRUST_VERIFY_CA, o.TLS, s.OWN, none, b.CERT_MAP, v.NOT_LOADABLE),
         (c.CERTIFICATE, m.SCRAM, o.TLS, s.OWN, right, b.CERT_MAP, v.NOT_LOADABLE),
         (c.CERTIFICATE, m.TRUST_LITERAL, o.CLEAR, s.NOTHING, none, b.CERT_MAP, v.LET_IN),
-        (c.CERTIFICATE, m.TRUST_LITERAL, o.LISTED, s.NOTHING, none, b.CERT_MAP, v.PROXY_28000),
+        (c.CERTIFICATE, m.TRUST_LITERAL, o.LISTED, s.NOTHING, right, b.CERT_MAP, v.PROXY_28000),
         # The wrong challenge.
         (c.CERTIFICATE, m.CERT, o.TLS, s.OWN, right, b.FAKE_CLEARTEXT, v.PROXY_57P03),
         (c.PASSTHROUGH, m.SCRAM, o.TLS, s.NOTHING, right, b.FAKE_CLEARTEXT, v.PROXY_57P03),

@@ -1,0 +1,101 @@
+"""pgtlsproxy with one of its checks taken out: `mutants.py NAME serve -c FILE`.
+
+A test that stays green with a mutant tests nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pgtlsproxy.cli import main
+from pgtlsproxy.identity import Proof, ProofKind
+from pgtlsproxy.policy import access, soundness
+from pgtlsproxy.policy.challenge import Action, Verdict
+from pgtlsproxy.policy.hba import Method
+from pgtlsproxy.proxy import dial, login
+
+
+def k1() -> None:
+    """Whoever the backend lets in is let in."""
+
+    def believes_the_backend(self: Any) -> Proof:
+        return Proof(ProofKind.BACKEND_CHALLENGE, self._grant.user, self._grant.user)
+
+    login._Login._proof = believes_the_backend
+
+
+def k2_at_load() -> None:
+    """The loader takes `trust` with the proxy's own credential for anybody."""
+    soundness._unproven = lambda *_: None
+
+
+def k2() -> None:
+    """So does the session."""
+    k2_at_load()
+    access._is_literal_local = lambda *_: True
+
+
+def k2_verifiers() -> None:
+    """SCRAM without anything to check it against counts as checked."""
+    table = soundness.proof
+    soundness.proof = access.proof = lambda rule, how: table(rule, how) or ProofKind.CERTIFICATE
+
+
+def k3() -> None:
+    """The backend may ask what it likes."""
+    login.judge = lambda _login, _method, code, *_, **__: Verdict(Action.RELAY if code else Action.FINISH)
+
+
+def k3_requirepeer() -> None:
+    """Whoever owns the Unix socket is the server."""
+    dial._check_unix_peer = lambda *_: None
+
+
+def k4() -> None:
+    """Clear text from anywhere is left to pg_hba.conf."""
+    access._refuse_clear_text = lambda *_: None
+
+
+def cert_presence() -> None:
+    """`clientcert` asks for nothing."""
+    access._sent_certificate = lambda _rule, request: request.certificate
+
+
+def cert_name() -> None:
+    """Any certificate of the CA is everybody's."""
+    _without_names_where(lambda method: method is not Method.PEER)
+
+
+def peer_name() -> None:
+    """Any operating system user is everybody."""
+    _without_names_where(lambda method: method is Method.PEER)
+
+
+def _without_names_where(is_taken_out: Callable[[Method], bool]) -> None:
+    check = access._check_names
+    access._check_names = lambda rules, rule, request: (
+        access._Checked("anybody") if is_taken_out(rule.method) else check(rules, rule, request)
+    )
+
+
+MUTANTS = {
+    each.__name__: each
+    for each in (
+        k1,
+        k2_at_load,
+        k2,
+        k2_verifiers,
+        k3,
+        k3_requirepeer,
+        k4,
+        cert_presence,
+        cert_name,
+        peer_name,
+    )
+}
+
+if __name__ == "__main__":
+    MUTANTS[sys.argv[1]]()
+    main(sys.argv[2:])

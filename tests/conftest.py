@@ -5,4 +5,5 @@ pytest_plugins = [
     "fixtures.proxy",
     "fixtures.shared_proxy",
     "fixtures.fake_backend",
+    "fixtures.legs",
 ]

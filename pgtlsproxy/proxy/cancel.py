@@ -29,7 +29,7 @@ CANCEL_SECONDS: Final = 5.0
 """How long a CancelRequest may take to reach the backend and the backend to close."""
 
 IN_FLIGHT: Final = 32
-"""CancelRequests under way at once; more are dropped."""
+"""CancelRequests with unknown keys that are under way at once; more are dropped."""
 
 SOURCES: Final = 10_000
 """Sources whose requests are counted within a second; beyond, requests with unknown keys are dropped."""
@@ -85,15 +85,7 @@ class Cancels:
         be another replica's: it goes to the listener's backend, within the budget.
         """
         with trio.move_on_after(CANCEL_SECONDS):
-            try:
-                self._slots.acquire_on_behalf_of_nowait(request)
-            except trio.WouldBlock:
-                self._dropped(accepted, "too many CancelRequests are under way")
-                return
-            try:
-                await self._forward(accepted, request)
-            finally:
-                self._slots.release_on_behalf_of(request)
+            await self._forward(accepted, request)
 
     async def _forward(self, accepted: Accepted, request: CancelRequest) -> None:
         key = request.key.reveal()
@@ -114,9 +106,17 @@ class Cancels:
         if not self._is_within_budget(accepted.address, accepted.snapshot.settings.cancel_rate):
             self._dropped(accepted, "more CancelRequests with unknown keys than cancel_rate allows")
             return
-        candidates = Candidates(backend.settings, self._resolver)
-        while (address := await candidates.next()) is not None:
-            await self._send(backend, address, request)
+        try:
+            self._slots.acquire_on_behalf_of_nowait(request)
+        except trio.WouldBlock:
+            self._dropped(accepted, "too many CancelRequests with unknown keys are under way")
+            return
+        try:
+            candidates = Candidates(backend.settings, self._resolver)
+            while (address := await candidates.next()) is not None:
+                await self._send(backend, address, request)
+        finally:
+            self._slots.release_on_behalf_of(request)
 
     async def _send(self, backend: BackendSnapshot, address: BackendAddress, request: CancelRequest) -> None:
         try:

@@ -66,6 +66,7 @@ class _Session:
         self.traffic = traffic
         self.ending: _Ending | None = None
         self.scope = trio.CancelScope()
+        self.backend_has_ended = trio.Event()
 
     def ends(self, ending: _Ending, grace_seconds: float) -> None:
         """Note an ending; what is still in flight has `grace_seconds` left."""
@@ -91,6 +92,10 @@ class _Session:
                 data = b""
             if not data:
                 self.ends(_Ending("ok", "the client closed the session"), HALF_CLOSE_SECONDS)
+                if tail == TERMINATE:
+                    # PostgreSQL reads nothing behind it and ends by itself. A close_notify left unread
+                    # would make its close() reset the connection and lose what it sent last.
+                    await self.backend_has_ended.wait()
                 await self.backend.send_eof()
                 return
 
@@ -105,6 +110,7 @@ class _Session:
                 return
             if not data:
                 self.ends(_Ending("ok", "the backend closed the session"), LAST_WORDS_SECONDS)
+                self.backend_has_ended.set()
                 await self.client.send_eof()
                 return
 

@@ -9,6 +9,7 @@ import pwd
 
 import ifaddr
 import pytest
+
 from fixtures import wire
 from fixtures.deployments import config, passthrough, with_tls
 
@@ -135,9 +136,7 @@ def addresses(shared_proxy, certs, backend, own_address, tmp_path_factory):
             },
             passthrough=passthrough(backend, certs),
             none=passthrough(backend, certs, require_auth="none"),
-            certificate=passthrough(
-                backend, certs, login="certificate", sslcert=shown.crt, sslkey=shown.key
-            ),
+            certificate=passthrough(backend, certs, login="certificate", sslcert=shown.crt, sslkey=shown.key),
         ),
         {"passthrough.conf": PASSTHROUGH_HBA, "certificate.conf": CERTIFICATE_HBA},
     )
@@ -174,7 +173,7 @@ def opens_with(opening):
 CELLS = [(*cell, opening) for cell, row in TABLE.items() for opening in row]
 
 
-@pytest.mark.parametrize(("login", "method", "leg", "opening"), CELLS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("login", "method", "leg", "opening"), CELLS, ids=str)
 def test_the_verdict_is_the_tables(addresses, backend, certs, login, method, leg, opening):
     running, found = addresses
     verdict = TABLE[login, method, leg][opening]
@@ -184,7 +183,9 @@ def test_the_verdict_is_the_tables(addresses, backend, certs, login, method, leg
     with wire.WireClient(found[login, leg]) as client:
         if leg == "tls":
             assert client.ask_for_tls() == b"S"
-            client.start_tls(wire.tls_context(certificate=certs.client("by_cert") if method == "cert" else None))
+            client.start_tls(
+                wire.tls_context(certificate=certs.client("by_cert") if method == "cert" else None)
+            )
         user = USERS[method]
         # A client that cannot wait to be asked: its secret lies ready.
         client.send(wire.startup(user=user) + wire.password_message(SECRET))

@@ -4,6 +4,7 @@ import base64
 import struct
 
 import pytest
+
 from fixtures import wire
 from fixtures.deployments import config, passthrough, with_tls
 from fixtures.postgres import password

@@ -4,6 +4,7 @@ import struct
 import time
 
 import pytest
+
 from fixtures import wire
 from fixtures.deployments import config, in_clear, passthrough, with_tls
 from fixtures.fake_backend import asks_for_scram

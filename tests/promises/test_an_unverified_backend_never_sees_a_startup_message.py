@@ -232,7 +232,9 @@ def test_libpq_does_not_fall_back_to_clear_text(running, each_psql, impostor):
     assert "the database system is not available" in done.stderr
     assert MARKER not in done.stderr
     listener = running.names[impostor]
-    events = [event for event in complete_log(running, listener)[since:] if event["event"] == "session_decided"]
+    events = [
+        event for event in complete_log(running, listener)[since:] if event["event"] == "session_decided"
+    ]
     assert [event["tls_version"] for event in events] == ["TLSv1.3"], "libpq came a second time"
 
 
@@ -264,7 +266,7 @@ def good(shared_fake_backend, shared_proxy, certs, certificates):
         shared_fake_backend(direct if settings == DIRECT else LOG_IN, certificates[certificate])
         for certificate, settings in GOOD.values()
     ]
-    running = shared_proxy(
+    return shared_proxy(
         config(
             {f"b{index}": with_tls(certs, backend=f"b{index}") for index in range(len(GOOD))},
             **{
@@ -277,7 +279,6 @@ def good(shared_fake_backend, shared_proxy, certs, certificates):
             "ca.crl": certs.ca.crl(certificates["revoked"]).read_bytes(),
         },
     )
-    return running
 
 
 @pytest.mark.parametrize("index", range(len(GOOD)), ids=GOOD)

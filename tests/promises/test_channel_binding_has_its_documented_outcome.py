@@ -73,10 +73,10 @@ def test_each_pair_of_legs(running, certs, each_psql, leg, server, binding, said
 
 def test_the_refusal_names_the_ways_out(running, certs, each_psql):
     since = running.mark()
-    done = connect(each_psql, certs, running.port("other_leaf-TLS"))
+    done = connect(each_psql, certs, running.port("other_leaf-TLS"), application_name="ways out")
     for way_out in ("channel_binding=disable", "client certificate", "SCRAM secrets"):
         assert way_out in done.stderr
-    decided = running.wait_for_event("session_decided", since=since)
+    decided = running.wait_for_event("session_decided", since=since, application_name="ways out")
     assert (decided["verdict"], decided["kind"], decided["sqlstate"]) == (
         "refused",
         "channel_binding",

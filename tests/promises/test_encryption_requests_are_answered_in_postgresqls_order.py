@@ -221,5 +221,5 @@ def test_direct_tls_where_none_is_offered_is_closed_without_a_word(running, unix
         client.hello()
         client.send_raw(client.pending())
         assert client.sock.recv(1) == b""
-    decided = running.wait_for_event("session_decided", since=since, client_port=client.port)
+    decided = running.wait_for_event("session_decided", since=since, **client.where)
     assert (decided["verdict"], decided["kind"]) == ("refused", "client_protocol")

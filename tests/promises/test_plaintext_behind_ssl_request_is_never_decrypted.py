@@ -1,5 +1,9 @@
 """Whatever is sent in clear before the handshake stays outside it (CVE-2021-23214, CVE-2021-3935, CVE-2023-40217)."""
 
+import contextlib
+import socket
+import ssl
+
 import pytest
 
 from fixtures import wire
@@ -103,10 +107,36 @@ def test_a_cleartext_message_inside_an_established_session_ends_it(running, back
     client.read_until(b"Z")
     client.send_raw(wire.query("DROP TABLE accounts"))
     client.read_to_end()
-    ended = running.wait_for_event("session_ended", client_port=client.port)
+    ended = running.wait_for_event("session_ended", **client.where)
     assert ended["kind"] == "client_lost"
     conversation = backend.conversation()
     assert b"DROP" not in conversation.received
+    backend.forget()
+
+
+def test_plaintext_behind_close_notify_is_dropped(backend, client):
+    assert client.ask_for_tls() == b"S"
+    client.start_tls()
+    client.send(wire.startup(user="alice"))
+    client.read_until(b"Z")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.tls.unwrap()
+    client.send_raw(client.pending() + wire.query("DROP TABLE accounts"))
+    client.sock.shutdown(socket.SHUT_WR)
+    assert b"DROP" not in backend.conversation().received
+    backend.forget()
+
+
+def test_what_follows_terminate_is_dropped(running, backend, client):
+    assert client.ask_for_tls() == b"S"
+    client.start_tls()
+    client.send(wire.startup(user="alice"))
+    client.read_until(b"Z")
+    client.send(wire.TERMINATE)
+    client.send(wire.query("SELECT 1"))
+    client.read_to_end()
+    assert running.wait_for_event("session_ended", **client.where)["kind"] == "ok"
+    backend.conversation()
     backend.forget()
 
 

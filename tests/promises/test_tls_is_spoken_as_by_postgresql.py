@@ -49,10 +49,11 @@ def connect(psql, certs, running, listener="primary", sql=BACKEND_SSL, **words):
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 def test_a_client_of_either_version_logs_in_by_certificate(running, certs, each_psql, version):
-    since = running.mark()
-    done = connect(each_psql, certs, running, sql="\\conninfo", ssl_max_protocol_version=version)
+    name = f"{each_psql.major}-{version}"
+    words = {"ssl_max_protocol_version": version, "application_name": name}
+    done = connect(each_psql, certs, running, sql="\\conninfo", **words)
     assert f"SSL connection (protocol: {version}, " in done.stdout, done.stderr
-    decided = running.wait_for_event("session_decided", since=since)
+    decided = running.wait_for_event("session_decided", application_name=name)
     found = {name: decided[name] for name in ("verdict", "tls_version", "backend_tls_version", "cert_cn")}
     assert found == {
         "verdict": "allowed", "tls_version": version, "backend_tls_version": "TLSv1.3", "cert_cn": "alice",
@@ -67,7 +68,7 @@ def test_a_version_outside_the_listeners_range_is_refused(running, certs, each_p
     done = connect(each_psql, certs, running, listener, **range_of_one)
     assert done.returncode == 2
     assert "protocol version" in done.stderr
-    assert running.wait_for_event("session_decided", since=since)["kind"] == "client_tls"
+    running.wait_for_event("session_decided", since=since, listener=listener, kind="client_tls")
 
 
 @pytest.mark.parametrize(("listener", "version"), [
@@ -115,7 +116,7 @@ def test_direct_tls_without_postgresqls_alpn_is_refused(running, alpn):
             assert "no application protocol" in str(error).replace("_", " ").lower()  # noqa: PT017
             answer = b""
         assert answer == b""
-        decided = running.wait_for_event("session_decided", client_port=client.port)
+        decided = running.wait_for_event("session_decided", **client.where)
     assert (decided["verdict"], decided["kind"]) == ("refused", "client_tls")
     assert "ALPN" in decided["reason"]
 

@@ -116,6 +116,8 @@ class Grant:
         accepts: the proofs of which one must be had before the client is let in.
         identity: what was checked: a certificate's DN, or an operating system user; else None.
         certificate_sha256: fingerprint of the client's certificate, demanded or not.
+        is_fenced: whether a reserved user or replication is meant and the line names neither: then a
+            backend that lets the session in unasked has believed the proxy, and must not.
         hba: the deciding line.
         ident: the line of pg_ident.conf that was used, or None.
     """
@@ -130,6 +132,7 @@ class Grant:
     accepts: frozenset[ProofKind]
     identity: str | None
     certificate_sha256: str | None
+    is_fenced: bool
     hba: LineRef
     ident: LineRef | None
 
@@ -174,7 +177,7 @@ def decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs:
     if rule.method is Method.REJECT:
         raise AccessRefused("the line rejects", reply=_rejects(request), decided_by=DecidedBy.HBA, rule=rule)
     checked = _check_names(rules, rule, request)
-    _fence(rules, rule, request, checked)
+    is_fenced = _fence(rules, rule, request, checked)
     return Grant(
         listener=rules.listener,
         backend=rules.backend,
@@ -186,6 +189,7 @@ def decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs:
         accepts=_accepts(rules, rule, request),
         identity=checked.identity,
         certificate_sha256=None if request.certificate is None else request.certificate.sha256,
+        is_fenced=is_fenced,
         hba=rule.ref,
         ident=None if checked.ident is None else checked.ident.ref,
     )
@@ -292,16 +296,20 @@ def _map(rules: Rules, rule: HbaRule, request: AccessRequest, name: str) -> Iden
     return match
 
 
-def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: _Checked) -> None:
+def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: _Checked) -> bool:
     """Keep reserved users and replication out unless somebody meant it.
 
     Where the backend believes the proxy's own credential, a general line (`all`, a pattern) must not reach a
     superuser or a copy of the whole cluster: the line must name the user, or for physical replication
     `replication` (nothing else matches it), and the map must reach the user by name.
+
+    Returns:
+        Whether nobody meant it, where the backend is not known to believe the proxy. One that trusts the
+        proxy's address does, and shows it only when it lets the session in unasked.
     """
     is_reserved = request.user in rules.reserved_users
-    if not rules.own_credential or not (is_reserved or request.replication is not Replication.NONE):
-        return
+    if not (is_reserved or request.replication is not Replication.NONE):
+        return False
     what = f'user "{printable(request.user)}" is in reserved_users' if is_reserved else "replication"
     ident = checked.ident
     names_replication = request.replication is Replication.PHYSICAL and not is_reserved
@@ -310,7 +318,9 @@ def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: _Checke
     elif ident is not None and not ident.is_literal:
         problem = f"{what}: with the proxy's own credential the map must name the user; {ident.ref} does not"
     else:
-        return
+        return False
+    if not rules.own_credential:
+        return True
     raise AccessRefused(
         problem, reply=_rejects(request), decided_by=DecidedBy.RESERVED_USERS, rule=rule, ident=ident
     )

@@ -99,8 +99,12 @@ class Cancels:
             await self._forward_unknown(accepted, request)
 
     async def _forward_unknown(self, accepted: Accepted, request: CancelRequest) -> None:
-        backend = accepted.snapshot.backends[accepted.listener.rules.backend]
-        if backend.settings.cancel_unknown == "drop":
+        backends = [
+            backend
+            for backend in accepted.listener.backends.values()
+            if backend.settings.cancel_unknown == "forward"
+        ]
+        if not backends:
             self._dropped(accepted, "no live session has this key (cancel_unknown: drop)")
             return
         if not self._is_within_budget(accepted.address, accepted.snapshot.settings.cancel_rate):
@@ -112,9 +116,10 @@ class Cancels:
             self._dropped(accepted, "too many CancelRequests with unknown keys are under way")
             return
         try:
-            candidates = Candidates(backend.settings, self._resolver)
-            while (address := await candidates.next()) is not None:
-                await self._send(backend, address, request)
+            for backend in backends:
+                candidates = Candidates(backend.settings, self._resolver)
+                while (address := await candidates.next()) is not None:
+                    await self._send(backend, address, request)
         finally:
             self._slots.release_on_behalf_of(request)
 

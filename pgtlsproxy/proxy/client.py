@@ -43,6 +43,7 @@ class Client:
         self._session = session
         self.sock = sock
         self._is_answered = False
+        self._is_in_handshake = False
 
     async def start_tls(self, context: SSL.Context) -> TLSLeg:
         """Take the server's part of a TLS handshake, once.
@@ -50,7 +51,9 @@ class Client:
         Raises:
             ClientTLSFailed: it failed; the alert was the answer, and `answer` sees to its delivery.
         """
+        self._is_in_handshake = True
         self.leg = leg = await accept_tls(self.sock, context)
+        self._is_in_handshake = False
         return leg
 
     async def peek(self) -> bytes:
@@ -111,7 +114,8 @@ class Client:
             return
         self._is_answered = True
         with trio.move_on_after(ANSWER_SECONDS, shield=True), contextlib.suppress(LegLost):
-            if error.sqlstate is not None:
+            # Inside a handshake there is no one who could read an ErrorResponse in clear.
+            if error.sqlstate is not None and not self._is_in_handshake:
                 await self.leg.send(encode_refusal(error, self._session))
             await self.leg.send_eof()
             dropped = 0

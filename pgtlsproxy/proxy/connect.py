@@ -34,7 +34,7 @@ async def connect(negotiated: Negotiated, grant: Grant, candidates: Candidates) 
     Raises:
         BackendUnavailable: no candidate is left. The reason names each failure.
     """
-    backend = negotiated.accepted.snapshot.backends[grant.backend]
+    backend = negotiated.accepted.listener.backends[grant.backend]
     context = await backend.context_for(grant.user)
     startup = _startup_for(negotiated, grant, backend.settings)
     while (address := await candidates.next()) is not None:

@@ -151,7 +151,7 @@ def _check_tls(leg: TLSLeg, address: BackendAddress, backend: Backend, *, is_dir
         raise BackendTLSFailed(
             f"{address}: direct SSL connection was established without ALPN protocol negotiation extension"
         )
-    if backend.verifies_chain and (leg.peer_leaf is None or not leg.peer_chain):
+    if backend.verifies_chain and (leg.peer_leaf is None or not leg.is_verified):
         raise BackendTLSFailed(f"{address}: the server's certificate was not verified in this handshake")
     if backend.sslmode == "verify-full" and leg.peer_leaf is not None:
         try:

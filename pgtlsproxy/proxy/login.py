@@ -103,7 +103,7 @@ async def log_in(
         client_leg=negotiated.leg,
         backend_leg=backend.leg,
         proof=proof,
-        backend=negotiated.accepted.snapshot.backends[grant.backend],
+        backend=negotiated.accepted.listener.backends[grant.backend],
         backend_address=backend.address,
         cancel_key=None if key is None else CancelKey(*key),
         unread_from_client=login.client_reader.take_unread(),
@@ -121,7 +121,7 @@ class _Login:
         self._grant = grant
         self._backend = backend
         self._client = client
-        self._settings = negotiated.accepted.snapshot.backends[grant.backend].settings
+        self._settings = negotiated.accepted.listener.backends[grant.backend].settings
         self._held = bytearray(version_answer(negotiated.startup, self._settings.max_protocol_version))
         self._is_binding_removed = False
 
@@ -187,6 +187,10 @@ class _Login:
             method = "scram-sha-256" if is_scram else "oauth"
         elif request.code in methods:
             method = methods[request.code]
+        elif request.code == 0 and self.exchange.outcome.challenge is Challenge.NONE:
+            if self._settings.require_auth is None:
+                return  # whether a proof is there is judged apart
+            method = "none"
         else:
             return
         if not self._settings.allows_auth(method):
@@ -219,6 +223,11 @@ class _Login:
 
     def _proof(self) -> Proof:
         """What proves the client, now that the backend has said AuthenticationOk."""
+        if self._grant.is_fenced and self.exchange.outcome.challenge is Challenge.NONE:
+            raise Unproven(
+                f"backend {self._grant.backend} let a reserved user or a replication session in unasked: it "
+                f"believes the proxy, and {self._grant.hba} and its map do not name the user"
+            )
         proof = own_proof(self._grant)
         if proof is not None:
             return proof

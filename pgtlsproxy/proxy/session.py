@@ -24,6 +24,7 @@ from pgtlsproxy.errors import (
     ErrorKind,
     InternalError,
     ProxyError,
+    ShuttingDown,
     TooManyConnections,
 )
 from pgtlsproxy.observability.logs import RefusalFolder, SessionLog
@@ -94,6 +95,8 @@ async def _run(
     session: str, client: Client, listener: str, snapshot: Snapshot, services: Services, log: SessionLog
 ) -> None:
     """All stages, in order."""
+    if listener not in snapshot.listeners:
+        raise ShuttingDown(f"listener {listener} is no longer in the configuration")
     accepted = await accept(session, client, listener, snapshot, log)
     _refuse_beyond(snapshot.settings.max_connections + HARD_LIMIT_MARGIN, services)
     negotiated = await negotiate(accepted, client, log)
@@ -120,7 +123,7 @@ async def _log_in(
     negotiated: Negotiated, grant: Grant, client: Client, services: Services, log: SessionLog
 ) -> LoggedIn:
     """Dial the backend's addresses until one takes the session; its leg is the caller's to close."""
-    settings = negotiated.accepted.snapshot.backends[grant.backend].settings
+    settings = negotiated.accepted.listener.backends[grant.backend].settings
     candidates = Candidates(settings, services.resolver)
     while True:
         backend = await connect(negotiated, grant, candidates)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -20,9 +21,10 @@ from pgtlsproxy.config import Backend, Listener, Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.proxy.files import SnapshotFiles, read
-from pgtlsproxy.proxy.units import Units
+from pgtlsproxy.proxy.units import Units, backend_options
 from pgtlsproxy.proxy.user_certificates import UserCertificates
-from pgtlsproxy.tls.contexts import KeyPair, Trust
+from pgtlsproxy.tls import contexts
+from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, Trust
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
@@ -36,17 +38,21 @@ class ListenerSnapshot:
         name: its name.
         settings: its settings.
         rules: its policy.
+        backends: the backends that the policy was judged against; no other is ever dialled under it.
         pair: its certificate and key; None with `ssl: off`.
         trust: who vouches for its clients; None without ssl_ca_file.
         tls_context: None with `ssl: off`.
+        options: what the TLS context was built with.
     """
 
     name: str
     settings: Listener
     rules: Rules
+    backends: Mapping[str, BackendSnapshot]
     pair: KeyPair | None
     trust: Trust | None
     tls_context: SSL.Context | None = field(repr=False)
+    options: TLSOptions | None = field(repr=False)
 
     @property
     def leaf_der(self) -> bytes | None:
@@ -148,6 +154,12 @@ def build(files: SnapshotFiles, in_service: Snapshot | None) -> Reloaded:
     return _Builder(files, in_service).build()
 
 
+_Policy = tuple[Listener, Rules, Mapping[str, BackendSnapshot]]
+
+
+_NO_TLS = (None, None, None, None)
+
+
 class _Builder:
     """Builds every unit, and keeps the old one of those that do not load."""
 
@@ -158,11 +170,12 @@ class _Builder:
         self._warnings: list[Mistake] = []
         self._units = Units(files, self._warnings.append)
         self._kept: list[str] = []
+        self._backends: Mapping[str, BackendSnapshot] = {}
 
     def build(self) -> Reloaded:
         settings = self._settings()
         old = self._old
-        backends = self._each(settings.backends, self._backend, old.backends if old else {})
+        self._backends = backends = self._each(settings.backends, self._backend, old.backends if old else {})
         listeners = self._each(settings.listeners, self._listener, old.listeners if old else {})
         if old is None and self._mistakes:
             raise ConfigError(self._mistakes)
@@ -185,11 +198,12 @@ class _Builder:
         self,
         settings: Mapping[str, _S],
         make: Callable[[str, _S, _T | None], _T | None],
-        old: Mapping[str, _T],
+        in_service: Mapping[str, _T],
     ) -> dict[str, _T]:
-        """Make each. What is no longer in the file lives on until a restart: its sockets are still open."""
-        made = {name: make(name, entry, old.get(name)) for name, entry in settings.items()}
-        return {**old, **{name: entry for name, entry in made.items() if entry is not None}}
+        """Make each, or keep what is in service of those that cannot be made."""
+        made = {name: make(name, entry, in_service.get(name)) for name, entry in settings.items()}
+        kept = {name: entry if entry is not None else in_service.get(name) for name, entry in made.items()}
+        return {name: entry for name, entry in kept.items() if entry is not None}
 
     def _unit(self, name: str, make: Callable[[], _T | None], old: _T | None) -> _T | None:
         try:
@@ -203,36 +217,79 @@ class _Builder:
     def _listener(
         self, name: str, settings: Listener, old: ListenerSnapshot | None
     ) -> ListenerSnapshot | None:
-        units, kept_policy = self._units, (old.settings, old.rules) if old else None
+        kept_policy = self._kept_policy(old) if old else None
         if self._files.settings is None:
             policy = kept_policy  # a YAML file that cannot be used moves no policy
         else:
             policy = self._unit(
-                f"policy of listener {name}", lambda: (settings, units.rules(name, settings)), kept_policy
+                f"policy of listener {name}", lambda: self._policy(name, settings), kept_policy
             )
-        pair = trust = context = None
-        if settings.ssl:
-            pair = self._unit(
-                f"certificate of listener {name}",
-                lambda: units.server_pair(name, settings, old.pair if old else None),
-                old.pair if old else None,
-            )
-            trust = self._unit(
-                f"CA of listener {name}",
-                lambda: units.client_trust(name, settings),
-                old.trust if old else None,
-            )
-            has_lost_trust = settings.ssl_ca_file is not None and trust is None
-            if pair is None or has_lost_trust:
-                return None
-            context = self._unit(
-                f"TLS settings of listener {name}",
-                lambda: units.server_context(name, settings, pair, trust),
-                old.tls_context if old else None,
-            )
-        if policy is None or (settings.ssl and context is None):
+        tls = self._listener_tls(name, settings, old) if settings.ssl else _NO_TLS
+        if policy is None or tls is None:
             return None
-        return ListenerSnapshot(name, *policy, pair, trust, context)
+        kept_settings, rules, backends = policy
+        pair, trust, context, options = tls
+        return ListenerSnapshot(name, kept_settings, rules, backends, pair, trust, context, options)
+
+    def _listener_tls(
+        self, name: str, settings: Listener, old: ListenerSnapshot | None
+    ) -> tuple[KeyPair | None, Trust | None, SSL.Context | None, TLSOptions | None] | None:
+        """Certificate, CA, context and options of a listener; None where there is no whole set of them."""
+        units = self._units
+        pair = self._unit(
+            f"certificate of listener {name}",
+            lambda: units.server_pair(name, settings, old.pair if old else None),
+            old.pair if old else None,
+        )
+        trust = self._unit(
+            f"CA of listener {name}",
+            lambda: units.client_trust(name, settings),
+            old.trust if old else None,
+        )
+        if pair is None or (settings.ssl_ca_file is not None and trust is None):
+            return None
+        options = self._unit(
+            f"TLS settings of listener {name}",
+            partial(units.server_options, name, settings, pair, trust),
+            old.options if old else None,
+        )
+        if options is None:
+            return None
+        if old is not None and options is old.options and old.pair is not None:
+            pair = old.pair  # what OpenSSL refused may have been the new one together with the settings
+        # Built anew even of old settings: an old context would keep the old CRLs in force.
+        return pair, trust, contexts.server_context(pair, trust, options), options
+
+    def _old_backend(
+        self, name: str, settings: Backend, old: BackendSnapshot | None, trust: Trust | None
+    ) -> BackendSnapshot | None:
+        """The backend in service, whole, with newer CRLs where its CA settings are the same."""
+        if old is None:
+            return None
+        self._kept.append(f"TLS settings of backend {name}")
+        keys = ("sslmode", "sslrootcert", "sslcrl", "sslcrldir")
+        if old.tls_context is None or any(getattr(settings, k) != getattr(old.settings, k) for k in keys):
+            return old
+        context = contexts.backend_context(old.pair, trust, backend_options(old.settings))
+        return replace(old, trust=trust, tls_context=context)
+
+    def _policy(self, name: str, settings: Listener) -> _Policy:
+        """A policy, with the very backend that it was judged against."""
+        rules, backend = self._units.rules(name, settings), self._backends.get(settings.backend)
+        wanted = self._files.settings
+        if backend is None or wanted is None or backend.settings is not wanted.backends[settings.backend]:
+            problem = f"backend {settings.backend} does not load, and the policy was written for it"
+            raise ConfigError([Mistake(f"{self._files.path}: listeners.{name}.backend", problem)])
+        return settings, rules, {backend.name: backend}
+
+    def _kept_policy(self, old: ListenerSnapshot) -> _Policy:
+        """The policy in service, with its backend; renewed only where the backend's settings are the same."""
+        backends = dict(old.backends)
+        for name, backend in old.backends.items():
+            new = self._backends.get(name)
+            if new is not None and new.settings == backend.settings:
+                backends[name] = new
+        return old.settings, old.rules, backends
 
     def _backend(self, name: str, settings: Backend, old: BackendSnapshot | None) -> BackendSnapshot | None:
         units = self._units
@@ -251,10 +308,10 @@ class _Builder:
         context = self._unit(
             f"TLS settings of backend {name}",
             lambda: units.backend_context(name, settings, pair, trust),
-            old.tls_context if old else None,
+            None,
         )
         if settings.sslmode != "disable" and context is None:
-            return old
+            return self._old_backend(name, settings, old, trust)
         users = self._unit(
             f"certificates of users at backend {name}",
             lambda: units.user_certificates(name, settings, trust),
@@ -273,7 +330,10 @@ def restart_warnings(path: str, old: Settings, new: Settings) -> list[Mistake]:
         for name in new.listeners.keys() - old.listeners.keys()
     ]
     warnings += [
-        Mistake(f"{path}: listeners.{name}", "was removed; it is served until the next start")
+        Mistake(
+            f"{path}: listeners.{name}",
+            "was removed; its clients are refused, and its address is free at the next start",
+        )
         for name in old.listeners.keys() - new.listeners.keys()
     ]
     for name in old.listeners.keys() & new.listeners.keys():

@@ -153,10 +153,8 @@ class Units:
             ("ssl_crl_dir", listener.ssl_crl_dir),
         )
 
-    def server_context(
-        self, name: str, listener: Listener, pair: KeyPair, trust: Trust | None
-    ) -> SSL.Context:
-        """The TLS context of a listener."""
+    def server_options(self, name: str, listener: Listener, pair: KeyPair, trust: Trust | None) -> TLSOptions:
+        """The TLS settings of a listener, which OpenSSL takes together with its certificate and CA."""
         where = f"listeners.{name}"
         options = TLSOptions(
             min_protocol_version=listener.ssl_min_protocol_version,
@@ -172,9 +170,10 @@ class Units:
             ),
         )
         try:
-            return contexts.server_context(pair, trust, options)
+            contexts.server_context(pair, trust, options)
         except ContextError as error:
             raise ConfigError(error.located(f"{self._files.path}: {where}")) from None
+        return options
 
     def backend_trust(self, name: str, backend: Backend) -> Trust | None:
         """Who vouches for a backend; None where nothing is verified."""

@@ -114,6 +114,10 @@ class HandshakeRecord:
     certificate: x509.Certificate | None = None
 
 
+UNREADABLE: Final = (ValueError, x509.InvalidVersion)
+"""What cryptography raises at certificates that OpenSSL reads and it does not."""
+
+
 class NoCommonALPN(Exception):
     """The client offered ALPN protocols and `postgresql` was not among them."""
 
@@ -308,7 +312,7 @@ def _note_verify_error(
     record = connection.get_app_data()
     if not verified and isinstance(record, HandshakeRecord):
         record.verify_error, record.verify_depth = error, depth
-        with contextlib.suppress(ValueError):  # OpenSSL reads certificates that cryptography does not
+        with contextlib.suppress(*UNREADABLE):
             record.certificate = certificate.to_cryptography()
     return bool(verified)
 

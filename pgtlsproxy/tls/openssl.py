@@ -17,7 +17,12 @@ try:
 except ImportError:  # a pyOpenSSL that hides its binding elsewhere
     _lib = None
 
-_REQUIRED = ("SSL_CTX_set1_curves_list", "SSL_session_reused", "ERR_clear_error")
+_REQUIRED = (
+    "SSL_CTX_set1_curves_list",
+    "SSL_session_reused",
+    "SSL_get_verify_result",
+    "ERR_clear_error",
+)
 
 HAS_BINDING = _lib is not None and all(hasattr(_lib, name) for name in _REQUIRED)
 """Whether the binding offers what the functions below need."""
@@ -49,6 +54,17 @@ def is_resumed(connection: SSL.Connection) -> bool | None:
     if not HAS_BINDING or raw is None:
         return None
     return bool(_lib.SSL_session_reused(raw))
+
+
+def is_verified(connection: SSL.Connection) -> bool:
+    """Whether OpenSSL found nothing wrong with the peer's chain.
+
+    Without the binding this rests on the context's VERIFY_PEER alone, which ends such a handshake.
+    """
+    raw: Any = getattr(connection, "_ssl", None)
+    if not HAS_BINDING or raw is None:
+        return True
+    return bool(_lib.SSL_get_verify_result(raw) == 0)
 
 
 def library_version() -> str:

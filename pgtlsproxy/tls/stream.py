@@ -26,7 +26,7 @@ from OpenSSL import SSL
 from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
 from pgtlsproxy.tls import openssl
 from pgtlsproxy.tls.certificates import describe
-from pgtlsproxy.tls.contexts import HandshakeRecord, NoCommonALPN, openssl_reason
+from pgtlsproxy.tls.contexts import UNREADABLE, HandshakeRecord, NoCommonALPN, openssl_reason
 
 Direction = Literal["read", "write"]
 _T = TypeVar("_T")
@@ -120,6 +120,7 @@ class TLSLeg:
         version, cipher: what was negotiated, as OpenSSL names it.
         server_name: the SNI that the client sent, None without; it selects nothing.
         peer_chain: the verified chain, leaf first; empty where the peer gave no certificate.
+        is_verified: whether that chain was verified in this handshake.
         peer_leaf: the peer's certificate, verified or, under a weak sslmode, not.
     """
 
@@ -137,6 +138,8 @@ class TLSLeg:
         self.peer_chain: tuple[x509.Certificate, ...] = tuple(
             connection.get_verified_chain(as_cryptography=True) or ()
         )
+        # The chain alone proves nothing: OpenSSL keeps one of a failed verification, too.
+        self.is_verified: bool = bool(self.peer_chain) and openssl.is_verified(connection)
 
     @property
     def peer_leaf_der(self) -> bytes | None:
@@ -252,9 +255,9 @@ async def accept_tls(sock: socket.socket, context: SSL.Context) -> TLSLeg:
         raise ClientTLSFailed("the client resumed a session, which skips the verification of its certificate")
     try:
         leg = TLSLeg(sock, connection)
-    except ValueError as error:  # OpenSSL reads certificates that cryptography does not
+    except UNREADABLE as error:
         raise ClientCertificateRefused(f"the client's certificate cannot be read: {error}") from None
-    if leg.peer_leaf is not None and not leg.peer_chain:
+    if leg.peer_leaf is not None and not leg.is_verified:
         raise ClientTLSFailed("the client's certificate was not verified in this handshake")
     return leg
 
@@ -284,7 +287,7 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
         raise LegLost(f"{openssl_reason(error)}{_verdict(record)}") from None
     try:
         return TLSLeg(sock, connection)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise LegLost(f"the server's certificate cannot be read: {error}") from None
 
 

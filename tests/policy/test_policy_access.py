@@ -89,6 +89,7 @@ def test_a_grant_names_listener_backend_line_and_what_was_checked() -> None:
         accepts=frozenset({ProofKind.CERTIFICATE}),
         identity="CN=alice,O=Lab",
         certificate_sha256="ab" * 32,
+        is_fenced=False,
         hba=policy.hba[0].ref,
         ident=policy.ident.rules[0].ref,
     )

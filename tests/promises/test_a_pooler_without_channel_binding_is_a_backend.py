@@ -100,5 +100,7 @@ def test_protocol_3_2_is_not_told_to_a_pooler_that_does_not_know_it(running, poo
 
 
 def test_parameters_that_the_pooler_must_be_told_to_ignore_are_refused_by_it(running, certs):
-    with pytest.raises(psycopg.OperationalError, match=r"unsupported startup parameter: pgtlsproxy\.client_addr"):
+    with pytest.raises(
+        psycopg.OperationalError, match=r"unsupported startup parameter: pgtlsproxy\.client_addr"
+    ):
         connect(running, certs, "telling")

@@ -13,8 +13,8 @@ from fixtures.legs import LEGS
 from fixtures.postgres import password
 from fixtures.waiting import until
 
-SOON = 1.5
-"""Seconds."""
+SOON = 3.0
+"""Seconds; a tenth of it does where the machine has nothing else to do."""
 
 TERMINATED = "terminating connection due to administrator command"
 
@@ -120,7 +120,12 @@ def test_a_clean_disconnect_is_a_clean_end_of_both_legs(legs, driver, leg):
         ((pid,),) = connection.rows("SELECT pg_backend_pid()")
     until_gone(legs.cluster, pid)
     assert end_of(legs.running, name) == "ok"
-    complaints = ("could not receive data", "unexpected EOF", "could not send data", "connection to client lost")
+    complaints = (
+        "could not receive data",
+        "unexpected EOF",
+        "could not send data",
+        "connection to client lost",
+    )
     lines = [line for line in legs.cluster.log_lines if f"[{pid}]" in line]
     assert not [line for line in lines if any(each in line for each in complaints)]
 

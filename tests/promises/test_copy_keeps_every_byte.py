@@ -6,6 +6,7 @@ PGTLSPROXY_LONG=1 makes it a gigabyte each way.
 import hashlib
 import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -43,39 +44,51 @@ def checksums():
     return whole.hexdigest(), each.hexdigest()
 
 
-@pytest.mark.parametrize("name", LEGS)
-def test_copy_out(legs, name, checksums):
-    since = legs.running.mark()
+def copy_out(target):
+    """How many octets came, and their SHA-256."""
     received, digest = 0, hashlib.sha256()
     with (
-        psycopg.connect(**legs.target(name).words) as connection,
+        psycopg.connect(**target.words) as connection,
         connection.cursor().copy(f"COPY ({GENERATED}) TO STDOUT") as copy,
     ):
         for data in copy:
             received += len(data)
             digest.update(data)
-    assert received == LINES * LINE
-    assert digest.hexdigest() == checksums[0]
-    ended = legs.running.wait_for_event("session_ended", since=since)
+    return received, digest.hexdigest()
+
+
+def copy_in(target):
+    """How many lines the server has, and what it makes of them."""
+    with psycopg.connect(**target.words) as connection:
+        connection.execute("CREATE TEMP TABLE received (number serial, line text STORAGE PLAIN)")
+        with connection.cursor().copy("COPY received (line) FROM STDIN") as copy:
+            iterator = lines()
+            while batch := list(itertools.islice(iterator, 32)):
+                copy.write(b"\n".join(batch) + b"\n")
+        return connection.execute(RECEIVED).fetchone()
+
+
+@pytest.mark.parametrize("name", LEGS)
+def test_copy_out(legs, name, checksums):
+    session = f"out over {name}"
+    assert copy_out(legs.target(name, application_name=session)) == (LINES * LINE, checksums[0])
+    ended = legs.running.wait_for_event("session_ended", application_name=session)
     assert ended["kind"] == "ok"
-    assert ended["bytes_from_backend"] > received
-
-
-def batches(items, size):
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+    assert ended["bytes_from_backend"] > LINES * LINE
 
 
 @pytest.mark.parametrize("name", LEGS)
 def test_copy_in(legs, name, checksums):
-    since = legs.running.mark()
-    with psycopg.connect(**legs.target(name).words) as connection:
-        connection.execute("CREATE TEMP TABLE received (number serial, line text STORAGE PLAIN)")
-        with connection.cursor().copy("COPY received (line) FROM STDIN") as copy:
-            for batch in batches(lines(), 32):
-                copy.write(b"\n".join(batch) + b"\n")
-        assert connection.execute(RECEIVED).fetchone() == (LINES, checksums[1])
-    ended = legs.running.wait_for_event("session_ended", since=since)
+    session = f"in over {name}"
+    assert copy_in(legs.target(name, application_name=session)) == (LINES, checksums[1])
+    ended = legs.running.wait_for_event("session_ended", application_name=session)
     assert ended["kind"] == "ok"
     assert ended["bytes_from_client"] > LINES * LINE
+
+
+def test_both_at_once(legs, checksums):
+    target = legs.target("tls_tls", application_name="both")
+    with ThreadPoolExecutor() as pool:
+        out, into = pool.submit(copy_out, target), pool.submit(copy_in, target)
+    assert out.result() == (LINES * LINE, checksums[0])
+    assert into.result() == (LINES, checksums[1])

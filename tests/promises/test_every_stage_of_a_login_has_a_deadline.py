@@ -194,9 +194,7 @@ def endings(running):
 
     def run(behaviour, listener):
         start = time.monotonic()
-        with wire.WireClient(
-            ("127.0.0.1", running.port(running.keys[listener])), source=wire.another_source()
-        ) as client:
+        with wire.WireClient(("127.0.0.1", running.port(running.keys[listener]))) as client:
             behaviour(client)
             said = client.read_to_end()
             seconds = time.monotonic() - start

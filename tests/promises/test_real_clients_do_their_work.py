@@ -8,6 +8,7 @@ import subprocess
 import threading
 
 import pytest
+
 from fixtures.deployments import (
     PROXY_CERTIFICATE_HBA,
     PROXY_CERTIFICATE_IDENT,
@@ -139,11 +140,7 @@ def test_long_and_short_cancel_keys_reach_a_postgresql_18(tls_cluster, certs, pr
     import psycopg
 
     cluster = tls_cluster(18, PROXY_CERTIFICATE_HBA + TLS_HBA, ident=PROXY_CERTIFICATE_IDENT)
-    backend = (
-        with_certificate(cluster, certs)
-        if listener == "tls"
-        else passthrough(tls_cluster(18), certs)
-    )
+    backend = with_certificate(cluster, certs) if listener == "tls" else passthrough(tls_cluster(18), certs)
     hba = {"pg_hba.conf": HBA[f"{listener}_hba.conf"]}
     shape = with_tls(certs) if listener == "tls" else in_clear()
     running = proxy(config({listener: shape}, primary=backend), hba)
@@ -169,7 +166,9 @@ def test_a_copy_arrives_whole_in_both_directions(tls_cluster, certs, proxy, list
         else {"host": str(cluster.socket_dir), "port": cluster.port, "login": "certificate"}
     )
     shape = with_tls(certs) if listener == "tls" else in_clear()
-    rule = "hostssl all all 127.0.0.1/32 cert\n" if listener == "tls" else "host all alice 127.0.0.1/32 trust\n"
+    rule = (
+        "hostssl all all 127.0.0.1/32 cert\n" if listener == "tls" else "host all alice 127.0.0.1/32 trust\n"
+    )
     running = proxy(config({listener: shape}, primary=backend), {"pg_hba.conf": rule})
     connect = words(running, certs, listener)
     sent, received = hashlib.sha256(), hashlib.sha256()

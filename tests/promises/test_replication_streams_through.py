@@ -81,7 +81,9 @@ def test_pg_basebackup_takes_a_backup_that_verifies(running, version, psql, word
     # One session copies the files while another streams the log.
     first = running.wait_for_event("session_ended", since=since)
     assert (first["kind"], first["replication"], first["hba_line"]) == ("ok", "physical", 1)
-    running.wait_for_event("session_ended", since=since, kind="ok", session=other_session(running, since, first))
+    running.wait_for_event(
+        "session_ended", since=since, kind="ok", session=other_session(running, since, first)
+    )
 
 
 def other_session(running, since, one):

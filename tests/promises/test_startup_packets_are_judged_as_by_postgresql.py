@@ -219,11 +219,11 @@ def test_a_malformed_packet_gets_postgresqls_answer(
 
 @pytest.mark.parametrize(("data", "text"), PARSED.values(), ids=PARSED.keys())
 def test_a_good_packet_is_understood_as_by_postgresql(running, servers, nobody_is_dialled, data, text):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source="127.0.0.1") as client:
         said = answer(client, data)
         assert said == ("FATAL", "FATAL", "28000", text)
     for version, cluster in servers.items():
-        with wire.WireClient((cluster.host, cluster.port)) as direct:
+        with wire.WireClient((cluster.host, cluster.port), source="127.0.0.1") as direct:
             assert answer(direct, data) == said, version
 
 

@@ -181,7 +181,8 @@ def test_the_verdict_is_the_tables(addresses, backend, certs, login, method, leg
     backend.script = opens_with(OPENINGS[opening])
     backend.forget()
     since = running.mark()
-    with wire.WireClient(found[login, leg]) as client:
+    source = wire.another_source() if leg in {"tls", "loopback"} else None
+    with wire.WireClient(found[login, leg], source=source) as client:
         if leg == "tls":
             assert client.ask_for_tls() == b"S"
             client.start_tls(
@@ -196,7 +197,7 @@ def test_the_verdict_is_the_tables(addresses, backend, certs, login, method, leg
             assert client.read_message().code == int(opening.split()[0])
         else:
             assert client.read_error().error[0] == verdict
-            if leg in {"tls", "loopback"}:  # where each comes from a source of its own, nothing is folded
+            if source is not None:  # where each comes from a source of its own, nothing is folded
                 decided = refusal_of(running, client)
                 kind = {"28000": "unproven", "57P03": "backend_protocol"}[verdict]
                 assert (decided["user"], decided["kind"], decided["sqlstate"]) == (user, kind, verdict)

@@ -42,7 +42,7 @@ def session(running):
         yield client
 
 
-def cancel(running, pid, key, listener="tls", source="127.0.0.1"):
+def cancel(running, pid, key, listener="tls", source=None):
     """Send a CancelRequest and wait for the end; not a byte may come."""
     with wire.WireClient(("127.0.0.1", running.port(listener)), source=source) as client:
         client.send(wire.cancel_request(pid, key))

@@ -68,31 +68,31 @@ def test_it_hears_what_postgresql_says(running, cluster, said, sqlstate):
     with wire.connected((cluster.host, cluster.port)) as direct:
         expected = hears(direct, said)
     assert expected[0] == sqlstate
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert hears(client, said) == expected
         refusal_of(running, client)
 
 
 @pytest.mark.parametrize("length", [0, 3, 65536, 2**31 - 1, 2**31, 2**32 - 1])
 def test_a_message_of_an_impossible_length_is_not_waited_for(running, length):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert hears(client, b"p" + struct.pack("!I", length) + b"x" * 100)[0] == "08P01"
         assert refusal_of(running, client)["kind"] == "client_protocol"
 
 
 def test_a_scram_message_longer_than_postgresql_reads_ends_the_login(running):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert hears(client, initial(SCRAM, b"n,,n=,r=" + b"x" * 2000))[0] == "08P01"
 
 
 def test_a_mechanism_of_60_kb_ends_the_login(running):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert hears(client, initial("x" * 60_000, FIRST))[0] == "08P01"
         assert len(refusal_of(running, client)["reason"]) < 1000
 
 
 def test_a_password_is_no_answer_to_a_list_of_mechanisms(running):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert hears(client, wire.password_message(password("alice")))[0] == "08P01"
 
 
@@ -127,20 +127,20 @@ SECOND = {
 def test_so_it_is_in_the_second_turn(running, cluster, said):
     with wire.connected((cluster.host, cluster.port)) as direct:
         expected = after_the_challenge(direct, said)
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert after_the_challenge(client, said) == expected
         assert refusal_of(running, client)["sqlstate"] == expected[0]
 
 
 def test_a_right_proof_is_let_in(running):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.send(wire.startup(user="alice"))
         assert wire.log_in(client, password("alice"))[-1].kind == b"Z"
 
 
 @pytest.mark.parametrize("flag", [b"y,,", b"p=tls-server-end-point,,"], ids=["y", "p"])
 def test_channel_binding_that_must_fail_is_named_with_its_ways_out(running, flag):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         sqlstate, text = hears(client, initial(SCRAM, flag + b"n=,r=abc"))
         if flag[:1] == b"y":
             assert sqlstate == "28000"

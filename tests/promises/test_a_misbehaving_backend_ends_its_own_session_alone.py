@@ -115,7 +115,7 @@ def running(shared_proxy, certs, good, bad):
 @pytest.fixture(scope="module")
 def bystander(running):
     """A session to the good backend that is open all the time."""
-    with wire.connected(("127.0.0.1", running.port("good"))) as client:
+    with wire.connected(("127.0.0.1", running.port("good")), source=wire.another_source()) as client:
         client.send(wire.startup(user="alice"))
         wire.log_in(client, password("alice"))
         yield client
@@ -126,13 +126,13 @@ def nobody_else_notices(running, bystander):
     yield
     bystander.send(wire.query("SELECT 1"))
     assert [message.kind for message in bystander.read_until(b"Z")] == [b"C", b"Z"]
-    with wire.connected(("127.0.0.1", running.port("good"))) as client:
+    with wire.connected(("127.0.0.1", running.port("good")), source=wire.another_source()) as client:
         client.send(wire.startup(user="alice"))
         wire.log_in(client, password("alice"))
 
 
 def attempt(running, user):
-    client = wire.WireClient(("127.0.0.1", running.port("bad")))
+    client = wire.WireClient(("127.0.0.1", running.port("bad")), source=wire.another_source())
     assert client.ask_for_tls() == b"S"
     client.start_tls()
     client.send(wire.startup(user=user))

@@ -176,18 +176,18 @@ def backends(shared_fake_backend, certificates):
 
 @pytest.fixture(scope="module")
 def running(shared_proxy, certs, certificates, backends):
-    """One listener for each impostor."""
+    """One listener for each impostor, with a pg_hba.conf of its own: what the log folds is told apart by its line."""
     names = {name: f"b{index}" for index, name in enumerate(IMPOSTORS)}
     running = shared_proxy(
         config(
-            {key: with_tls(certs, backend=key) for key in names.values()},
+            {key: with_tls(certs, backend=key, hba_file=f"{key}.conf") for key in names.values()},
             **{
                 key: passthrough(backends[name], certs, **IMPOSTORS[name].settings)
                 for name, key in names.items()
             },
         ),
         {
-            "pg_hba.conf": "host all all all scram-sha-256\n",
+            **{f"{key}.conf": "host all all all scram-sha-256\n" for key in names.values()},
             "ca.crl": certs.ca.crl(certificates["revoked"]).read_bytes(),
             "other.crl": certs.other_ca.crl().read_bytes(),
         },

@@ -136,7 +136,7 @@ def outcome(client, certificate, version):
 @pytest.mark.parametrize("name", VERDICTS)
 def test_the_verdict_is_postgresqls_or_stricter(running, tls_cluster, certificates, name, version):
     verdict, theirs = VERDICTS[name]
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert outcome(client, certificates[name], version) == verdict
         decided = running.wait_for_event("session_decided", **client.where)
         assert events_of(running, client) == [decided] or verdict == LET_IN
@@ -158,7 +158,7 @@ def test_a_refused_handshake_says_in_the_log_whose_certificate_it_was_and_why(
     running, certs, certificates, name, version
 ):
     offered = certificates[name].certificate
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert outcome(client, certificates[name], version) == CLOSED
         decided = running.wait_for_event("session_decided", **client.where)
     assert decided["tls_error"].startswith(TLS_ERRORS[name])
@@ -175,12 +175,12 @@ def test_a_refused_handshake_says_in_the_log_whose_certificate_it_was_and_why(
 def test_a_certificate_for_several_purposes_is_a_clients_too(running, certs):
     usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     both = certs.ca.issue(common_names("alice"), usage=None, extensions=[usages])
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert outcome(client, both, ssl.TLSVersion.TLSv1_3) == LET_IN
 
 
 def test_a_certificate_is_shown_inside_direct_tls_too(running, certs):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.start_tls(wire.tls_context(certificate=certs.client("alice")))
         client.send(wire.startup(user="alice"))
         client.read_until(b"Z")
@@ -216,7 +216,7 @@ def issued_by_openssl(certs, folder, key, digest):
 def test_a_weak_certificate_is_refused(running, certs, tmp_path, bits, digest, weakness):
     shown = issued_by_openssl(certs, tmp_path, rsa.generate_private_key(65537, bits), digest)
     context = wire.tls_context(certificate=shown, ciphers="ALL:@SECLEVEL=0")
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert client.ask_for_tls() == b"S"
         with contextlib.suppress(ssl.SSLError):
             client.start_tls(context)

@@ -72,7 +72,7 @@ def address(running):
 )
 def test_the_version_lies_within_the_listeners_range(running, address, listener, offered, expected):
     ciphers = "ALL:@SECLEVEL=0" if offered[0] < V12 else None
-    with wire.WireClient(address(listener)) as client:
+    with wire.WireClient(address(listener), source=wire.another_source()) as client:
         assert client.ask_for_tls() == b"S"
         context = wire.tls_context(versions=offered, ciphers=ciphers)
         if expected is None:
@@ -98,7 +98,7 @@ def test_the_version_lies_within_the_listeners_range(running, address, listener,
 )
 def test_the_suite_is_one_of_the_listeners_in_its_order(address, listener, version, offered, expected):
     context = wire.tls_context(versions=(version, version), ciphers=offered)
-    with wire.WireClient(address(listener)) as client:
+    with wire.WireClient(address(listener), source=wire.another_source()) as client:
         assert client.ask_for_tls() == b"S"
         if expected is None:
             with pytest.raises(ssl.SSLError, match="(?i)handshake.failure"):

@@ -69,7 +69,7 @@ def answers(client, sequence):
 
 
 def test_a_request_too_many_is_one_line_in_the_log(running):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         answers(client, ("gssenc", "gssenc"))
         decided = refusal_of(running, client)
         assert (decided["kind"], decided["sqlstate"]) == ("client_protocol", "0A000")
@@ -99,7 +99,7 @@ def expected(sequence, *, encrypted, direct):
 @pytest.mark.parametrize("listener", ["tls", "clear"])
 def test_each_request_is_answered_once_and_in_any_order(running, servers, listener, sequence):
     wanted = expected(sequence, encrypted=listener == "tls", direct=False)
-    with wire.WireClient(("127.0.0.1", running.port(listener))) as client:
+    with wire.WireClient(("127.0.0.1", running.port(listener)), source=wire.another_source()) as client:
         assert answers(client, sequence) == wanted
     for (major, encrypted), cluster in servers.items():
         if encrypted == (listener == "tls") and (major == 18 or "gssenc" not in sequence):
@@ -137,7 +137,7 @@ def logs_in(client):
 
 @pytest.mark.parametrize("before", [(), ("ssl",), ("gssenc",), ("gssenc", "ssl")], ids=",".join)
 def test_a_session_may_follow_refused_requests_inside_direct_tls(running, before):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.start_tls()
         assert client.tls.selected_alpn_protocol() == "postgresql"
         answers(client, before)
@@ -145,14 +145,14 @@ def test_a_session_may_follow_refused_requests_inside_direct_tls(running, before
 
 
 def test_tls_may_follow_a_refused_gssenc_request(running):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert answers(client, ["gssenc", "ssl"]) == [b"N", b"S"]
         assert logs_in(client)
 
 
 @pytest.mark.parametrize("sequence", [("ssl",), ("ssl", "gssenc"), ("gssenc",)], ids=",".join)
 def test_a_cancel_request_may_follow_refused_requests(running, sequence):
-    with wire.WireClient(("127.0.0.1", running.port("clear"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("clear")), source=wire.another_source()) as client:
         assert answers(client, sequence) == [b"N"] * len(sequence)
         client.send(wire.cancel_request(1, b"none"))
         assert client.read_to_end() == b""
@@ -168,7 +168,7 @@ def test_a_cancel_request_may_follow_refused_requests(running, sequence):
 )
 @pytest.mark.parametrize("asked", [True, False], ids=["after SSLRequest", "direct"])
 def test_postgresql_is_chosen_from_what_alpn_offers(running, asked, offered, selected):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert not asked or client.ask_for_tls() == b"S"
         client.start_tls(wire.tls_context(alpn=offered))
         assert client.tls.selected_alpn_protocol() == selected
@@ -181,7 +181,7 @@ def test_postgresql_is_chosen_from_what_alpn_offers(running, asked, offered, sel
 @pytest.mark.parametrize("asked", [True, False], ids=["after SSLRequest", "direct"])
 def test_alpn_without_postgresql_ends_the_handshake(running, servers, asked, offered):
     context = wire.tls_context(alpn=offered)
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert not asked or client.ask_for_tls() == b"S"
         with pytest.raises(ssl.SSLError, match="(?i)no application protocol|NO_APPLICATION_PROTOCOL"):
             client.start_tls(context)
@@ -196,7 +196,9 @@ def test_alpn_without_postgresql_ends_the_handshake(running, servers, asked, off
 
 
 def test_without_alpn_tls_after_ssl_request_works(running):
-    with wire.connected(("127.0.0.1", running.port("tls")), wire.tls_context(alpn=())) as client:
+    with wire.connected(
+        ("127.0.0.1", running.port("tls")), wire.tls_context(alpn=()), source=wire.another_source()
+    ) as client:
         assert client.tls.selected_alpn_protocol() is None
         assert logs_in(client)
 

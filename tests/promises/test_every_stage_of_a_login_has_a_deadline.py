@@ -194,7 +194,9 @@ def endings(running):
 
     def run(behaviour, listener):
         start = time.monotonic()
-        with wire.WireClient(("127.0.0.1", running.port(running.keys[listener]))) as client:
+        with wire.WireClient(
+            ("127.0.0.1", running.port(running.keys[listener])), source=wire.another_source()
+        ) as client:
             behaviour(client)
             said = client.read_to_end()
             seconds = time.monotonic() - start
@@ -209,7 +211,9 @@ def endings(running):
     cases |= {name: (logs_in, name) for name in BACKENDS}
     with (
         ThreadPoolExecutor(len(cases)) as pool,
-        wire.connected(("127.0.0.1", running.port(running.keys["good"]))) as patient,
+        wire.connected(
+            ("127.0.0.1", running.port(running.keys["good"])), source=wire.another_source()
+        ) as patient,
     ):
         patient.send(STARTUP)
         patient.read_until(b"Z")

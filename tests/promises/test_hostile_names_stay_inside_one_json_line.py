@@ -70,7 +70,7 @@ def assert_harmless(running, listener, client):
 @pytest.mark.parametrize("parameter", ["user", "database", "application_name", "options", "replication"])
 def test_in_a_startup_message(running, name, parameter):
     pairs = [("user", b"alice")] if parameter != "user" else []
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.send(wire.startup(*pairs, (parameter, name)))
         _, text = client.read_error().error
         assert all(map(is_shown, text)), text
@@ -84,7 +84,7 @@ def test_in_a_startup_message(running, name, parameter):
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
 def test_as_a_protocol_option_and_as_a_parameters_name(running, name):
     name = name.replace(b"\x00", b"")
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.send(
             wire.startup(
                 ("user", "alice"), (b"_pq_." + name, "1"), (b"pgtlsproxy." + name, "1"), (name, name)
@@ -95,7 +95,7 @@ def test_as_a_protocol_option_and_as_a_parameters_name(running, name):
 
 
 def test_the_longest_startup_packet_makes_no_long_line(running):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.send(wire.startup(user="alice", application_name="\x1b" * 9_900))
         client.read_error()
         (decided,) = assert_harmless(running, "tls", client)
@@ -113,7 +113,7 @@ TEXTS = {
 def test_in_a_clients_certificate(running, certs, name):
     shown = certs.ca.issue(common_names(name.decode()[:64]), usage="client")
     address = "127.0.0.1", running.port("tls")
-    with wire.connected(address, wire.tls_context(certificate=shown)) as client:
+    with wire.connected(address, wire.tls_context(certificate=shown), source=wire.another_source()) as client:
         client.send(wire.startup(user="alice"))
         assert client.read_error().error == ("28000", 'certificate authentication failed for user "alice"')
         (decided,) = assert_harmless(running, "tls", client)
@@ -123,7 +123,7 @@ def test_in_a_clients_certificate(running, certs, name):
 @pytest.mark.parametrize("name", TEXTS.values(), ids=TEXTS.keys())
 def test_in_a_certificate_that_does_not_verify(running, certs, name):
     shown = certs.other_ca.issue(common_names(name.decode()[:64]), usage="client")
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.send(wire.SSL_REQUEST)
         client.read_exactly(1)
         client.start_tls(wire.tls_context(certificate=shown))
@@ -165,7 +165,7 @@ def client_hello(server_name):
     "name", [*HOSTILE.values(), b"x" * 300, b"x" * 12_000, b"a\x00b", b""], ids=range(len(HOSTILE) + 4)
 )
 def test_in_the_name_that_a_hello_asks_for(running, name):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.send(wire.SSL_REQUEST)
         client.read_exactly(1)
         client.send_raw(client_hello(name))
@@ -183,7 +183,7 @@ def test_in_the_backends_error(running, backend, text):
         conversation.send(error)
 
     backend.script = script
-    with wire.WireClient(("127.0.0.1", running.port("clear"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("clear")), source=wire.another_source()) as client:
         client.send(wire.startup(user="alice"))
         assert client.read_to_end() == error  # the client of a verified backend gets it as it came
         (decided,) = assert_harmless(running, "clear", client)
@@ -201,7 +201,7 @@ def test_in_the_backends_57p03_and_its_mechanisms(running, backend, text):
 
     backend.script = script
     for _ in range(2):
-        with wire.WireClient(("127.0.0.1", running.port("clear"))) as client:
+        with wire.WireClient(("127.0.0.1", running.port("clear")), source=wire.another_source()) as client:
             client.send(wire.startup(user="alice"))
             client.read_message()
             client.end()

@@ -30,7 +30,7 @@ def running(shared_proxy, certs, backend):
 
 @pytest.fixture
 def client(running):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         yield client
 
 
@@ -93,7 +93,7 @@ def test_plaintext_and_an_end_before_the_handshake_are_nobody_s_session(running,
         refusal_of(running, client)
         return
     client.reset()
-    with wire.connected(("127.0.0.1", running.port("tls"))) as other:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as other:
         other.send(wire.startup(user=""))
         other.read_error()
         refusal_of(running, other)

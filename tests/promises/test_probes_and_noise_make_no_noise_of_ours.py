@@ -41,7 +41,7 @@ def assert_probe(running, client):
 @pytest.mark.parametrize("listener", ["tls", "clear"])
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 def test_a_look_at_the_port_is_no_event_at_all(running, listener, how):
-    with wire.WireClient(("127.0.0.1", running.port(listener))) as client:
+    with wire.WireClient(("127.0.0.1", running.port(listener)), source=wire.another_source()) as client:
         if how == "RST":
             client.reset()
         else:
@@ -61,7 +61,7 @@ def test_a_look_at_the_port_is_no_event_at_all(running, listener, how):
     ],
 )
 def test_an_encryption_request_and_a_close_are_a_probe(running, listener, sent, answer):
-    with wire.WireClient(("127.0.0.1", running.port(listener))) as client:
+    with wire.WireClient(("127.0.0.1", running.port(listener)), source=wire.another_source()) as client:
         client.send(sent)
         assert client.read_exactly(len(answer)) == answer
         assert hang_up(client) == b""
@@ -70,7 +70,7 @@ def test_an_encryption_request_and_a_close_are_a_probe(running, listener, sent, 
 
 
 def test_a_handshake_and_a_close_are_a_probe(running):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         hang_up(client)
         running.wait_for_event("session_decided", kind="probe", level="debug", **client.where)
         assert_probe(running, client)
@@ -79,7 +79,7 @@ def test_a_handshake_and_a_close_are_a_probe(running):
 @pytest.mark.parametrize("listener", ["tls", "clear"])
 def test_a_startup_message_and_a_close_at_the_password_request_are_a_probe(running, listener):
     """pg_isready, HAProxy's pgsql-check, and psql before it asks for a password."""
-    with wire.WireClient(("127.0.0.1", running.port(listener))) as client:
+    with wire.WireClient(("127.0.0.1", running.port(listener)), source=wire.another_source()) as client:
         if listener == "tls":
             assert client.ask_for_tls() == b"S"
             client.start_tls()
@@ -109,7 +109,7 @@ NOISE = {
 @pytest.mark.parametrize("listener", ["tls", "clear"])
 def test_what_is_no_startup_packet_is_closed_with_nothing_echoed(running, backend, listener, noise):
     backend.forget()
-    with wire.WireClient(("127.0.0.1", running.port(listener))) as client:
+    with wire.WireClient(("127.0.0.1", running.port(listener)), source=wire.another_source()) as client:
         with contextlib.suppress(ConnectionError):  # it may be closed before all of it is sent
             client.send(noise)
         assert hang_up(client) == b""
@@ -132,7 +132,7 @@ TLS_NOISE = {
 @pytest.mark.parametrize("asked", [True, False], ids=["after SSLRequest", "direct"])
 def test_what_is_no_client_hello_gets_an_alert_at_most(running, backend, asked, noise):
     backend.forget()
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert not asked or client.ask_for_tls() == b"S"
         client.send(noise)
         said = hang_up(client)
@@ -143,7 +143,7 @@ def test_what_is_no_client_hello_gets_an_alert_at_most(running, backend, asked, 
 
 
 def test_after_all_of_it_a_session_still_begins(running):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert isinstance(client.tls, ssl.SSLObject)
         client.send(wire.startup(user="alice"))
         assert client.read_message().code == 10

@@ -179,7 +179,7 @@ STRICTER = {
 
 @pytest.mark.parametrize("data", SILENTLY_CLOSED.values(), ids=SILENTLY_CLOSED.keys())
 def test_a_packet_of_an_impossible_length_is_closed_without_a_word(running, servers, nobody_is_dialled, data):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         start = time.monotonic()
         assert answer(client, data) == b""
         assert time.monotonic() - start < wire.PROMPTLY
@@ -192,7 +192,7 @@ def test_a_packet_of_an_impossible_length_is_closed_without_a_word(running, serv
 
 @pytest.mark.parametrize("data", SILENTLY_CLOSED.values(), ids=SILENTLY_CLOSED.keys())
 def test_so_it_is_inside_tls(running, nobody_is_dialled, data):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert answer(client, data) == b""
         assert refusal_of(running, client)["kind"] == "client_protocol"
 
@@ -201,7 +201,7 @@ def test_so_it_is_inside_tls(running, nobody_is_dialled, data):
 def test_a_malformed_packet_gets_postgresqls_answer(
     running, servers, nobody_is_dialled, data, sqlstate, text
 ):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         start = time.monotonic()
         said = answer(client, data)
         assert time.monotonic() - start < wire.PROMPTLY
@@ -219,24 +219,24 @@ def test_a_malformed_packet_gets_postgresqls_answer(
 
 @pytest.mark.parametrize(("data", "text"), PARSED.values(), ids=PARSED.keys())
 def test_a_good_packet_is_understood_as_by_postgresql(running, servers, nobody_is_dialled, data, text):
-    with wire.WireClient(("127.0.0.1", running.port("tls")), source="127.0.0.1") as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
         said = answer(client, data)
         assert said == ("FATAL", "FATAL", "28000", text)
     for version, cluster in servers.items():
-        with wire.WireClient((cluster.host, cluster.port), source="127.0.0.1") as direct:
+        with wire.WireClient((cluster.host, cluster.port)) as direct:
             assert answer(direct, data) == said, version
 
 
 @pytest.mark.parametrize(("data", "sqlstate", "text"), STRICTER.values(), ids=STRICTER.keys())
 def test_what_could_be_read_in_two_ways_is_refused(running, nobody_is_dialled, data, sqlstate, text):
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert answer(client, data) == ("FATAL", "FATAL", sqlstate, text)
         decided = refusal_of(running, client)
         assert (decided["user"], decided["sqlstate"]) == (None, "08P01")
 
 
 def test_every_refusal_quotes_the_session_of_the_log(running, nobody_is_dialled):
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.send(wire.startup(user="alice", version=(5, 0)))
         detail = client.read_error().fields["D"]
         assert detail == f"pgtlsproxy session {refusal_of(running, client)['session']}"
@@ -261,7 +261,7 @@ def test_everything_may_come_one_byte_at_a_time(running, backend):
 @pytest.mark.parametrize("padding", [0, 250], ids=["a short hello", "a hello of kilobytes"])
 def test_a_client_hello_may_come_in_segments(running, segments, padding):
     context = wire.tls_context(alpn=["postgresql", *(f"{number:0250}" for number in range(padding // 10))])
-    with wire.WireClient(("127.0.0.1", running.port("tls"))) as client:
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         assert client.ask_for_tls() == b"S"
         tls = client.hello(context)
         hello = client.pending()
@@ -274,7 +274,7 @@ def test_a_client_hello_may_come_in_segments(running, segments, padding):
 def test_three_hundred_parameters_reach_the_backend_in_their_order(running, backend):
     backend.forget()
     pairs = [(f"app.setting_{number}", str(number)) for number in range(300)]
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.send(wire.startup(("user", "alice"), *pairs))
         client.read_until(b"Z")
     found = backend.conversation().startup
@@ -283,7 +283,7 @@ def test_three_hundred_parameters_reach_the_backend_in_their_order(running, back
 
 def test_the_longest_packet_reaches_the_backend(running, backend):
     backend.forget()
-    with wire.connected(("127.0.0.1", running.port("tls"))) as client:
+    with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         client.send(of_length(10_004))
         client.read_until(b"Z")
     conversation = backend.conversation()

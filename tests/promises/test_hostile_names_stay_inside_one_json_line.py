@@ -1,6 +1,7 @@
 """Names and texts from outside cannot forge, break or flood the log, and reach no terminal as control characters."""
 
 import json
+import struct
 import unicodedata
 
 import pytest
@@ -134,7 +135,6 @@ def test_in_a_certificate_that_does_not_verify(running, certs, name):
 
 def client_hello(server_name):
     """A ClientHello with this SNI, whatever it is."""
-    import struct
 
     def sized(form, body):
         return struct.pack(form, len(body))[-{"!B": 1, "!H": 2, "!I": 3}[form] :] + body

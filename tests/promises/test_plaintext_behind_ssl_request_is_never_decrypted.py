@@ -1,6 +1,7 @@
 """Whatever is sent in clear before the handshake stays outside it (CVE-2021-23214, CVE-2021-3935, CVE-2023-40217)."""
 
 import contextlib
+import os
 import socket
 import ssl
 
@@ -112,6 +113,29 @@ def test_a_cleartext_message_inside_an_established_session_ends_it(running, back
     conversation = backend.conversation()
     assert b"DROP" not in conversation.received
     backend.forget()
+
+
+def test_a_cleartext_message_inside_the_backends_stream_ends_the_session_too(running, backend, client):
+    forged = wire.message(b"C", b"FORGED\x00") + wire.ready_for_query()
+
+    def script(conversation):
+        conversation.accept()
+        conversation.let_in()
+        conversation.read_message()
+        os.write(conversation._sock.fileno(), forged)
+
+    backend.script = script
+    try:
+        assert client.ask_for_tls() == b"S"
+        client.start_tls()
+        client.send(wire.startup(user="alice"))
+        client.read_until(b"Z")
+        client.send(wire.query("SELECT 1"))
+        assert b"FORGED" not in client.read_to_end()
+        assert running.wait_for_event("session_ended", **client.where)["kind"] == "backend_lost"
+    finally:
+        backend.script = lets_everybody_in
+        backend.forget()
 
 
 def test_plaintext_behind_close_notify_is_dropped(backend, client):

@@ -78,7 +78,12 @@ class Server:
     async def _reload(self) -> None:
         """Build what the files now say aside, off the event loop, and swap it in."""
         self.logger.info("reloading")
-        result: Reloaded = await trio.to_thread.run_sync(reload, self.snapshot)
+        try:
+            result: Reloaded = await trio.to_thread.run_sync(reload, self.snapshot)
+        except Exception as error:
+            self.logger.error("bug", exc_info=error)
+            self.logger.error("reload_failed", generation=self.snapshot.generation, kept=["everything"])
+            return
         for warning in result.warnings:
             self.logger.warning("config_warning", warning=str(warning))
         for mistake in result.mistakes:
@@ -106,6 +111,7 @@ class Server:
                     self.logger.error("accept_failed", listener=name, reason=error.strerror)
                     await trio.sleep(ACCEPT_BACKOFF_SECONDS)
             else:
+                sock.setblocking(False)
                 nursery.start_soon(serve_session, sock, name, self.snapshot, self.services)
                 await trio.lowlevel.checkpoint()
 

@@ -265,7 +265,7 @@ def _parse_certificate(block: _Block, failure: str) -> x509.Certificate:
 def _parse_crl(block: _Block, failure: str) -> x509.CertificateRevocationList:
     try:
         return x509.load_pem_x509_crl(block.pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise UnusableFile(f"{failure}: {block} is no CRL: {error}") from None
 
 

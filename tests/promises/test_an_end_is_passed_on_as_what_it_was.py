@@ -180,4 +180,6 @@ def test_a_server_that_stops_says_so_to_every_session(own_cluster, certs, proxy)
     with pytest.raises(psycopg.OperationalError, match="the database system is not available"):
         until(lambda: psycopg.connect(**target.words | {"application_name": "too late"}).close())
     refused = running.wait_for_event("session_decided", verdict="refused")
-    assert (refused["sqlstate"], refused["kind"]) == ("57P03", "backend_unreachable")
+    assert refused["sqlstate"] == "57P03"
+    # A server on its way down may take the connection and close it at SSLRequest.
+    assert refused["kind"] in {"backend_unreachable", "backend_tls"}

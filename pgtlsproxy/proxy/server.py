@@ -81,6 +81,7 @@ class Server:
         try:
             result: Reloaded = await trio.to_thread.run_sync(reload, self.snapshot)
         except Exception as error:
+            # A file that trips us must not end the sessions that are served.
             self.logger.error("bug", exc_info=error)
             self.logger.error("reload_failed", generation=self.snapshot.generation, kept=["everything"])
             return

@@ -1,5 +1,7 @@
 """What a policy was judged against is what is dialled under it, whatever a reload can and cannot take."""
 
+import socket
+
 import pytest
 import yaml
 
@@ -52,6 +54,21 @@ def test_a_listener_that_was_removed_lets_nobody_in(cluster, certs, proxy, psql)
     refused = attempt(running, psql(17), "lab")
     assert refused.returncode == 2
     assert "terminating connection due to administrator command" in refused.stderr
+
+
+def test_an_idle_client_of_a_removed_listener_stops_nobody(cluster, certs, proxy, psql):
+    listeners = {"lab": in_clear(), "other": in_clear()}
+    running = proxy(
+        config(listeners, primary=passthrough(cluster, certs)), {"pg_hba.conf": "host all all all reject\n"}
+    )
+    port = running.port("lab")
+    listeners.pop("lab")
+    rewrite(running, config(listeners, primary=passthrough(cluster, certs)))
+    assert running.reload()["event"] == "reloaded"
+    with socket.create_connection(("127.0.0.1", port)):
+        refused = attempt(running, psql(17), "other")
+        assert "pg_hba.conf rejects connection" in refused.stderr
+        assert running.stop(timeout=5) == 0
 
 
 def test_a_policy_that_is_kept_keeps_its_backend(cluster, certs, proxy, psql):

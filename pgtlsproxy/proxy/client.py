@@ -13,9 +13,9 @@ from typing import Final
 import trio
 from OpenSSL import SSL
 
-from pgtlsproxy.errors import ClientGone, ProxyError
+from pgtlsproxy.errors import ClientGone, ProxyError, TLSAbuse
 from pgtlsproxy.protocol.messages import encode_refusal
-from pgtlsproxy.tls.stream import ClearLeg, Leg, LegLost, TLSLeg, accept_tls
+from pgtlsproxy.tls.stream import ClearLeg, Leg, LegAbused, LegLost, TLSLeg, accept_tls
 
 ANSWER_SECONDS: Final = 1.0
 """How long an ErrorResponse may take to be delivered to a client that is being refused."""
@@ -85,9 +85,12 @@ class Client:
 
         Raises:
             ClientGone: the connection broke.
+            TLSAbuse: it keeps OpenSSL busy and sends nothing.
         """
         try:
             data = await self.leg.receive(max_octets)
+        except LegAbused as error:
+            raise TLSAbuse(f"client: {error}") from None
         except LegLost as error:
             raise ClientGone(f"the client's connection broke: {error}") from None
         self.has_spoken = self.has_spoken or bool(data)

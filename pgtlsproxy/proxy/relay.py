@@ -17,7 +17,7 @@ import trio
 
 from pgtlsproxy.errors import ErrorKind
 from pgtlsproxy.proxy.stages import LoggedIn, SessionEnd
-from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS, Leg, LegLost, LegTruncated
+from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS, Leg, LegAbused, LegLost, LegTruncated
 
 HALF_CLOSE_SECONDS: Final = 60.0
 """How long the backend may go on answering after the client has ended its direction."""
@@ -87,7 +87,7 @@ class _Session:
                 # Many drivers say Terminate and drop the connection without close_notify. Terminate
                 # came through TLS, so nobody on the path can have cut anything off before it.
                 if not (isinstance(error, LegTruncated) and tail == TERMINATE):
-                    self.ends(_Ending(ErrorKind.CLIENT_LOST, f"client: {error}"), 0)
+                    self.ends(_Ending(_kind(error, ErrorKind.CLIENT_LOST), f"client: {error}"), 0)
                     return
                 data = b""
             if not data:
@@ -106,7 +106,7 @@ class _Session:
             try:
                 data = await self.backend.receive(MAX_RECORD_OCTETS)
             except LegLost as error:
-                self.ends(_Ending(ErrorKind.BACKEND_LOST, f"backend: {error}"), 0)
+                self.ends(_Ending(_kind(error, ErrorKind.BACKEND_LOST), f"backend: {error}"), 0)
                 return
             if not data:
                 self.ends(_Ending("ok", "the backend closed the session"), LAST_WORDS_SECONDS)
@@ -129,6 +129,10 @@ class _Session:
         else:
             self.traffic.from_backend += len(data)
         return True
+
+
+def _kind(error: LegLost, otherwise: ErrorKind) -> ErrorKind:
+    return ErrorKind.TLS_ABUSE if isinstance(error, LegAbused) else otherwise
 
 
 async def _discard(leg: Leg) -> None:

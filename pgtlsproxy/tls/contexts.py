@@ -251,6 +251,8 @@ def _apply_groups(context: SSL.Context, groups: str) -> list[tuple[str, str]]:
         probe = SSL.Context(SSL.TLS_SERVER_METHOD)
         results = {name: openssl.set_groups(probe, name) for name in names}
         if None in results.values():
+            if groups in {DEFAULT_CLIENT_GROUPS, DEFAULT_BACKEND_GROUPS}:
+                return []  # OpenSSL's own list has both groups, too
             return [
                 ("ssl_groups", "this pyOpenSSL does not let a list of groups be set: leave the setting out")
             ]

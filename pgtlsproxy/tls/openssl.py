@@ -7,7 +7,8 @@ returning None, and the caller refuses the setting instead of ignoring it.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from OpenSSL import SSL
 
@@ -22,6 +23,8 @@ _REQUIRED = (
     "SSL_session_reused",
     "SSL_get_verify_result",
     "ERR_clear_error",
+    "SSL_clear_mode",
+    "SSL_MODE_AUTO_RETRY",
 )
 
 HAS_BINDING = _lib is not None and all(hasattr(_lib, name) for name in _REQUIRED)
@@ -65,6 +68,50 @@ def is_verified(connection: SSL.Connection) -> bool:
     if not HAS_BINDING or raw is None:
         return True
     return bool(_lib.SSL_get_verify_result(raw) == 0)
+
+
+def return_after_each_record(
+    connection: SSL.Connection, max_events: int, on_abuse: Callable[[], None]
+) -> None:
+    """Let a read return after every record, whether it brought data or not.
+
+    pyOpenSSL sets SSL_MODE_AUTO_RETRY on every connection: one SSL_read then works off all the
+    KeyUpdates that a peer sends, and the whole process waits for it. Without the binding the mode
+    cannot be cleared; a callback then counts OpenSSL's events, and ends the connection when there are
+    too many. Call it when the handshake is over.
+
+    Args:
+        connection: an established one.
+        max_events: without the binding, after how many KeyUpdates, ever, the connection is ended.
+        on_abuse: called when it is; what is read next looks like the peer's close_notify.
+    """
+    raw: Any = getattr(connection, "_ssl", None)
+    if HAS_BINDING and raw is not None:
+        _lib.SSL_clear_mode(raw, _lib.SSL_MODE_AUTO_RETRY)
+        return
+    events = 0
+
+    def count(ended: SSL.Connection, _where: int, _result: int) -> None:
+        nonlocal events
+        events += 1
+        if events > max_events * EVENTS_PER_KEY_UPDATE:
+            on_abuse()
+            ended.set_shutdown(SSL.RECEIVED_SHUTDOWN)
+
+    connection.set_info_callback(count)
+
+
+EVENTS_PER_KEY_UPDATE: Final = 4
+"""How often OpenSSL calls the info callback for one."""
+
+
+def clear_errors() -> None:
+    """Empty OpenSSL's error queue.
+
+    It belongs to the thread: what one connection leaves there is taken for the next one's failure.
+    """
+    if _lib is not None and hasattr(_lib, "ERR_clear_error"):
+        _lib.ERR_clear_error()
 
 
 def library_version() -> str:

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Literal, TypeVar
 
 import trio
@@ -34,6 +34,12 @@ _T = TypeVar("_T")
 MAX_RECORD_OCTETS: Final = 16384
 """One TLS record. Reading this much at once leaves nothing decrypted behind in OpenSSL."""
 
+FRUITLESS_READS: Final = 1000
+"""Reads in a row that may bring no data. One record of data takes two in a good network; a peer that
+sends KeyUpdates without end (RFC 8446 4.6.3), or a record byte by byte, takes them all."""
+
+ABUSE: Final = f"the peer sent {FRUITLESS_READS} TLS records or fragments without data"
+
 _LOST: Final = frozenset(
     {errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ECONNABORTED, errno.EHOSTUNREACH}
 )
@@ -47,28 +53,15 @@ class LegTruncated(LegLost):
     """The peer ended the connection without close_notify: what arrived may not be all that was sent."""
 
 
-class ClearLeg:
-    """A connection in clear.
+class LegAbused(LegLost):
+    """The peer made OpenSSL work, and sent nothing: a flood of KeyUpdates and the like."""
 
-    Args:
-        sock: a connected, non-blocking stream socket, which the leg owns from here on.
 
-    Attributes:
-        is_tls: False.
-    """
-
-    is_tls: Final = False
+class _SocketLeg:
+    """What every leg has: a connected, non-blocking stream socket, which it owns from here on."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-
-    async def receive(self, max_octets: int) -> bytes:
-        """The next bytes, at most `max_octets`; empty at the end of the stream.
-
-        Raises:
-            LegLost: the connection broke.
-        """
-        return await self._retry("read", lambda: self.sock.recv(max_octets))
 
     async def send(self, data: bytes) -> None:
         """Send all of `data`.
@@ -80,28 +73,55 @@ class ClearLeg:
         """
         view = memoryview(data)
         while view:
-            sent = await self._retry("write", lambda view=view: self.sock.send(view))  # type: ignore[misc]
-            view = view[sent:]
+            view = view[await self._send_some(view) :]
+
+    async def _send_some(self, view: memoryview) -> int:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Close at once and without a word, so that the peer sees a broken connection and no clean end."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket. Closing twice does nothing. Say goodbye with `send_eof` before."""
+        if self.sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
+
+
+class ClearLeg(_SocketLeg):
+    """A connection in clear.
+
+    Args:
+        sock: a connected, non-blocking stream socket, which the leg owns from here on.
+
+    Attributes:
+        is_tls: False.
+    """
+
+    is_tls: Final = False
+
+    async def receive(self, max_octets: int) -> bytes:
+        """The next bytes, at most `max_octets`; empty at the end of the stream.
+
+        Raises:
+            LegLost: the connection broke.
+        """
+        return await self._retry(trio.lowlevel.wait_readable, lambda: self.sock.recv(max_octets))
+
+    async def _send_some(self, view: memoryview) -> int:
+        return await self._retry(trio.lowlevel.wait_writable, lambda: self.sock.send(view))
 
     async def send_eof(self) -> None:
         """Say that no more will be sent; receiving goes on."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
-    def abort(self) -> None:
-        """Close at once, so that the peer sees a broken connection and not a clean end."""
-        with contextlib.suppress(OSError):
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket. Closing twice does nothing."""
-        if self.sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(self.sock)
-            self.sock.close()
-
-    async def _retry(self, direction: Direction, operation: Callable[[], _T]) -> _T:
-        wait = trio.lowlevel.wait_readable if direction == "read" else trio.lowlevel.wait_writable
+    async def _retry(
+        self, wait: Callable[[socket.socket], Awaitable[None]], operation: Callable[[], _T]
+    ) -> _T:
         await trio.lowlevel.checkpoint()
         while True:
             try:
@@ -112,11 +132,12 @@ class ClearLeg:
                 raise LegLost(error.strerror or type(error).__name__) from None
 
 
-class TLSLeg:
+class TLSLeg(_SocketLeg):
     """A connection inside TLS. Made by `accept_tls` and `connect_tls` alone, after the handshake.
 
     Attributes:
         is_tls: True.
+        connection: OpenSSL's end of it.
         version, cipher: what was negotiated, as OpenSSL names it.
         server_name: the SNI that the client sent, None without; it selects nothing.
         peer_chain: the verified chain, leaf first; empty where the peer gave no certificate.
@@ -127,9 +148,12 @@ class TLSLeg:
     is_tls: Final = True
 
     def __init__(self, sock: socket.socket, connection: SSL.Connection) -> None:
-        self.sock = sock
-        self._connection = connection
+        super().__init__(sock)
+        self.connection = connection
         self._waiting: dict[Direction, trio.Event] = {}
+        self._fruitless_reads = 0
+        self._is_abused = False
+        openssl.return_after_each_record(connection, FRUITLESS_READS, self._note_abuse)
         self.version: str = connection.get_protocol_version_name()
         self.cipher: str | None = connection.get_cipher_name()
         self.alpn: bytes = connection.get_alpn_proto_negotiated()
@@ -151,44 +175,38 @@ class TLSLeg:
 
         Raises:
             LegTruncated: the connection ended without close_notify.
+            LegAbused: many records came, and none with data.
             LegLost: it broke, or a record was forged.
         """
+        self._fruitless_reads = 0
         try:
-            return await self._retry(lambda: self._connection.recv(max_octets))
+            return await self._retry(lambda: self._read(max_octets))
         except SSL.ZeroReturnError:
+            if self._is_abused:
+                raise LegAbused(ABUSE) from None
             return b""
 
-    async def send(self, data: bytes) -> None:
-        """Send all of `data`.
+    def _note_abuse(self) -> None:
+        self._is_abused = True
 
-        Cancellation: how much was sent is unknown; the leg can only be closed.
+    def _read(self, max_octets: int) -> bytes:
+        self._fruitless_reads += 1
+        if self._fruitless_reads > FRUITLESS_READS:
+            raise LegAbused(ABUSE)
+        return self.connection.recv(max_octets)
 
-        Raises:
-            LegLost: the connection broke.
-        """
-        view = memoryview(data)
-        while view:
-            sent = await self._retry(lambda view=view: self._connection.send(bytes(view[:MAX_RECORD_OCTETS])))  # type: ignore[misc]
-            view = view[sent:]
+    async def _send_some(self, view: memoryview) -> int:
+        try:
+            return await self._retry(lambda: self.connection.send(bytes(view[:MAX_RECORD_OCTETS])))
+        except SSL.ZeroReturnError:
+            raise LegLost("the peer has ended the connection") from None
 
     async def send_eof(self) -> None:
         """Send close_notify, TLS's half-close, and end the TCP direction; receiving goes on."""
         with contextlib.suppress(LegLost, SSL.Error):
-            await self._retry(self._connection.shutdown)
+            await self._retry(self.connection.shutdown)
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
-
-    def abort(self) -> None:
-        """Close at once and without close_notify, so that the peer sees a truncation."""
-        with contextlib.suppress(OSError):
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket. Closing twice does nothing. Say goodbye with `send_eof` before."""
-        if self.sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(self.sock)
-            self.sock.close()
 
     async def _retry(self, operation: Callable[[], _T]) -> _T:
         await trio.lowlevel.checkpoint()
@@ -202,8 +220,10 @@ class TLSLeg:
             except SSL.ZeroReturnError:
                 raise
             except SSL.SysCallError as error:
+                openssl.clear_errors()
                 raise _lost(error) from None
             except SSL.Error as error:
+                openssl.clear_errors()
                 raise LegLost(openssl_reason(error)) from None
 
     async def _wait(self, direction: Direction) -> None:
@@ -244,10 +264,13 @@ async def accept_tls(sock: socket.socket, context: SSL.Context) -> TLSLeg:
     try:
         await _handshake(sock, connection)
     except NoCommonALPN:
+        openssl.clear_errors()
         raise ClientTLSFailed('the client offers ALPN protocols, but not "postgresql"') from None
     except SSL.SysCallError as error:
+        openssl.clear_errors()
         raise ClientTLSFailed(f"the client ended the handshake: {_lost(error)}") from None
     except SSL.Error as error:
+        openssl.clear_errors()
         if record.verify_error:
             raise client_certificate_refused(record) from None
         raise ClientTLSFailed(f"TLS handshake failed: {openssl_reason(error)}") from None
@@ -282,8 +305,10 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
     try:
         await _handshake(sock, connection)
     except SSL.SysCallError as error:
+        openssl.clear_errors()
         raise _lost(error) from None
     except SSL.Error as error:
+        openssl.clear_errors()
         raise LegLost(f"{openssl_reason(error)}{_verdict(record)}") from None
     try:
         return TLSLeg(sock, connection)

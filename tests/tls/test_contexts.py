@@ -128,7 +128,13 @@ def test_every_wrong_setting_is_reported_at_once():
 def test_a_list_of_groups_is_an_error_where_the_binding_is_missing(monkeypatch):
     monkeypatch.setattr(openssl, "HAS_BINDING", False)
     with pytest.raises(ContextError, match="does not let a list of groups be set"):
-        server_context(pair(SERVER), TRUST, TLSOptions())
+        server_context(pair(SERVER), TRUST, TLSOptions(groups="prime256v1:secp384r1"))
+
+
+def test_defaults_load_where_the_binding_is_missing(monkeypatch):
+    monkeypatch.setattr(openssl, "HAS_BINDING", False)
+    server, _ = shake(TLSOptions(), bare_client())
+    assert server.get_protocol_version_name() == "TLSv1.3"
 
 
 def test_old_versions_are_spoken_where_the_security_level_is_lowered_on_purpose():

@@ -1,18 +1,24 @@
 """Legs: what goes in comes out, ends are told apart, and two tasks can use one leg."""
 
+import contextlib
 import socket
+import threading
 
 import pytest
 import trio
 import trio.testing
 from OpenSSL import SSL
+from OpenSSL._util import lib
 
+from fixtures import key_updates
 from pgtlsproxy import pki
 from pgtlsproxy.errors import ClientTLSFailed
+from pgtlsproxy.tls import openssl
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, Trust, backend_context, server_context
 from pgtlsproxy.tls.stream import (
     ClearLeg,
     ClientCertificateFailed,
+    LegAbused,
     LegLost,
     LegTruncated,
     TLSLeg,
@@ -145,7 +151,7 @@ async def test_a_record_is_read_whole_and_leaves_nothing_behind():
     one, other = await tls_legs("TLSv1.3")
     await one.send(b"x" * 16384)
     assert len(await other.receive(16384)) == 16384
-    assert other._connection.pending() == 0
+    assert other.connection.pending() == 0
     one.close()
     other.close()
 
@@ -229,3 +235,74 @@ def test_the_connection_uses_no_memory_bio():
         connection.bio_read(1)
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize("requested", [False, True])
+@pytest.mark.parametrize("binding", [True, False])
+async def test_a_flood_of_key_updates_ends_the_leg_and_holds_nobody_up(monkeypatch, requested, binding):
+    """Without the binding, too, where one read of OpenSSL works off all that has arrived."""
+    monkeypatch.setattr(openssl, "HAS_BINDING", binding)
+    one, other = sockets()
+    one.setblocking(True)
+    context = server_context(pair(SERVER), None, TLSOptions())
+    flooding = threading.Event()
+
+    def flood():
+        _, sender = key_updates.handshake(one, SSL.Context(SSL.TLS_METHOD))
+        records = sender.flood(20_000, requested=requested)
+        flooding.set()
+        with contextlib.suppress(OSError):
+            one.sendall(records)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, flood)
+            leg = await accept_tls(other, context)
+            await trio.to_thread.run_sync(flooding.wait)
+            with pytest.raises(LegAbused):
+                await leg.receive(16384)
+            leg.abort()
+    one.close()
+
+
+async def test_data_between_key_updates_is_no_flood():
+    one, other = sockets()
+    one.setblocking(True)
+    sent = []
+
+    def send():
+        _, sender = key_updates.handshake(one, SSL.Context(SSL.TLS_METHOD))
+        for _ in range(10):
+            sent.append(sender.flood(500, requested=False) + sender.record(b"x"))
+            one.sendall(sent[-1])
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, send)
+            leg = await accept_tls(other, server_context(pair(SERVER), None, TLSOptions()))
+            assert await receive_all(leg, 10) == b"x" * 10
+    one.close()
+    other.close()
+
+
+async def test_a_broken_handshake_and_a_broken_leg_leave_openssls_queue_empty(legs):
+    """What stays there is taken for the next connection's failure."""
+    assert openssl_errors() == 0
+    one, other = sockets()
+    one.send(b"\x16\x03\x01\x00\x05")
+    one.shutdown(socket.SHUT_WR)
+    with pytest.raises(ClientTLSFailed):
+        await accept_tls(other, server_context(pair(SERVER), TRUST, TLSOptions()))
+    assert openssl_errors() == 0
+    one.close()
+    other.close()
+    legs[0].abort()
+    with pytest.raises(LegLost):
+        while True:
+            await legs[1].receive(100)
+            await legs[1].send(b"x")
+    assert openssl_errors() == 0
+
+
+def openssl_errors():
+    return lib.ERR_peek_error()

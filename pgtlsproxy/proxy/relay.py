@@ -1,37 +1,34 @@
-"""Two logged-in legs: bytes both ways until one side ends.
+"""A logged-in session on its way to the relay's thread and back.
 
-One chunk is in flight in each direction. A direction whose writer is blocked does not read, so
-a peer that stops reading stops the other one through TCP's own windows, and memory stays flat.
-
-An end travels on as what it was. close_notify or FIN is passed on as a half-close, and the
-answer to what was sent before may still come back. A broken or truncated leg is passed on as a
-broken one: nobody is given a clean end that was not.
+Until `carry` returns, both legs are the thread's (`proxy.relay_loop`) and trio does not touch them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
+from functools import partial
+from typing import Final
 
 import trio
 
 from pgtlsproxy.errors import ErrorKind
+from pgtlsproxy.proxy.relay_loop import RelayLoop
+from pgtlsproxy.proxy.relay_session import Ending, RelaySession, When, Wish
 from pgtlsproxy.proxy.stages import LoggedIn, SessionEnd
-from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS, Leg, LegAbused, LegLost, LegTruncated
+from pgtlsproxy.tls.raw_tls import raw_leg
 
-HALF_CLOSE_SECONDS: Final = 60.0
-"""How long the backend may go on answering after the client has ended its direction."""
+STOP_SECONDS: Final = 5.0
+"""How long the thread may take to end. It never waits for a peer, so it takes a millisecond."""
 
-LAST_WORDS_SECONDS: Final = 1.0
-"""How long a backend's last words may take to arrive, and a client may take to stop talking.
+CUT: Final = Ending(ErrorKind.SHUTDOWN, "the session was cut")
 
-Closing a socket that holds unread input makes the kernel send RST, which can overtake the FATAL
-that the client should read.
-"""
 
-TERMINATE: Final = b"X\x00\x00\x00\x04"
-
-Side = Literal["client", "backend"]
+class RelayDied(Exception):
+    """The relay's thread has ended by itself. Nothing that is relayed can go on: the process must end."""
 
 
 @dataclass(slots=True)
@@ -47,125 +44,138 @@ class Traffic:
     from_backend: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    kind: str
-    reason: str
+class Relay:
+    """The sessions' way into the thread. Made by `open_relay`."""
 
-    @property
-    def is_clean(self) -> bool:
-        return self.kind == "ok"
+    def __init__(self) -> None:
+        self._trio = trio.lowlevel.current_trio_token()
+        self._loop = RelayLoop(self._report)
+        self._sessions: dict[RelaySession, LoggedIn] = {}
+        self._failure: BaseException | None = None
+        self._has_ended = trio.Event()
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
 
+    async def carry(self, logged_in: LoggedIn, traffic: Traffic | None = None) -> SessionEnd:
+        """Carry bytes until the session is over, and say how it ended and how much was carried.
 
-class _Session:
-    """One session's two directions. The first ending is the session's."""
+        Args:
+            logged_in: the two legs.
+            traffic: filled in even where the session was cut.
 
-    def __init__(self, logged_in: LoggedIn, traffic: Traffic) -> None:
-        self.client = logged_in.client_leg
-        self.backend = logged_in.backend_leg
-        self.traffic = traffic
-        self.ending: _Ending | None = None
-        self.scope = trio.CancelScope()
-        self.backend_has_ended = trio.Event()
+        Owns both legs until it returns, and closes neither. A clean end has been passed on when it
+        returns; after a broken one both legs are aborted.
 
-    def ends(self, ending: _Ending, grace_seconds: float) -> None:
-        """Note an ending; what is still in flight has `grace_seconds` left."""
-        self.ending = self.ending or ending
-        self.scope.deadline = min(self.scope.deadline, trio.current_time() + grace_seconds)
+        Cancellation: bytes in flight are lost; both legs are aborted.
 
-    async def carry_from_client(self, data: bytes) -> None:
-        tail = b""
-        while True:
-            if data:
-                tail = (tail + data)[-len(TERMINATE) :]
-                if not await self._deliver("client", self.backend, data):
-                    await _discard(self.client)
-                    return
-            try:
-                data = await self.client.receive(MAX_RECORD_OCTETS)
-            except LegLost as error:
-                # Many drivers say Terminate and drop the connection without close_notify. Terminate
-                # came through TLS, so nobody on the path can have cut anything off before it.
-                if not (isinstance(error, LegTruncated) and tail == TERMINATE):
-                    self.ends(_Ending(_kind(error, ErrorKind.CLIENT_LOST), f"client: {error}"), 0)
-                    return
-                data = b""
-            if not data:
-                self.ends(_Ending("ok", "the client closed the session"), HALF_CLOSE_SECONDS)
-                if tail == TERMINATE:
-                    # PostgreSQL reads nothing behind it and ends by itself. A close_notify left unread
-                    # would make its close() reset the connection and lose what it sent last.
-                    await self.backend_has_ended.wait()
-                await self.backend.send_eof()
-                return
-
-    async def carry_from_backend(self, data: bytes) -> None:
-        while True:
-            if data and not await self._deliver("backend", self.client, data):
-                return
-            try:
-                data = await self.backend.receive(MAX_RECORD_OCTETS)
-            except LegLost as error:
-                self.ends(_Ending(_kind(error, ErrorKind.BACKEND_LOST), f"backend: {error}"), 0)
-                return
-            if not data:
-                self.ends(_Ending("ok", "the backend closed the session"), LAST_WORDS_SECONDS)
-                self.backend_has_ended.set()
-                await self.client.send_eof()
-                return
-
-    async def _deliver(self, side: Side, sink: Leg, data: bytes) -> bool:
+        Raises:
+            Exception: a bug in the relay, which ended this session alone.
+            RelayDied: it ended all of them.
+        """
+        over = trio.Event()
+        buffers = self._loop.buffers
+        client, backend = raw_leg(logged_in.client_leg, buffers), raw_leg(logged_in.backend_leg, buffers)
+        session = RelaySession(client, backend, buffers.plain, over)
+        self._sessions[session] = logged_in
+        is_clean = False
         try:
-            await sink.send(data)
-        except LegLost as error:
-            if side == "backend":
-                self.ends(_Ending(ErrorKind.CLIENT_LOST, f"client: {error}"), 0)
-            else:
-                # Why it closed may still lie unread: the other direction reads it out.
-                self.ends(_Ending(ErrorKind.BACKEND_LOST, f"backend: {error}"), LAST_WORDS_SECONDS)
-            return False
-        if side == "client":
-            self.traffic.from_client += len(data)
-        else:
-            self.traffic.from_backend += len(data)
-        return True
+            self._loop.post(
+                lambda: self._loop.add(session, logged_in.unread_from_client, logged_in.unread_from_backend)
+            )
+            await self._until_over(session, over)
+            ending = session.ending or CUT
+            is_clean = ending.is_clean
+        finally:
+            del self._sessions[session]
+            if traffic is not None:
+                traffic.from_client = session.from_client.octets
+                traffic.from_backend = session.from_backend.octets
+            if not is_clean:
+                logged_in.client_leg.abort()
+                logged_in.backend_leg.abort()
+        return SessionEnd(ending.kind, ending.reason, session.from_client.octets, session.from_backend.octets)
+
+    async def _until_over(self, session: RelaySession, over: trio.Event) -> None:
+        try:
+            await over.wait()
+        except trio.Cancelled:
+            self._loop.post(lambda: self._loop.wish(session, Wish(CUT, When.NOW)))
+            with trio.CancelScope(shield=True):
+                await over.wait()
+            raise
+        if session.bug is not None:
+            raise session.bug
+        if self._failure is not None and session.ending is None:
+            raise RelayDied("the relay's thread has ended") from self._failure
+
+    def end(self, chosen: Callable[[LoggedIn], bool], wish: Wish) -> int:
+        """End sessions from outside, each when the wish says; `carry` returns the wish's ending for them.
+
+        Args:
+            chosen: whether a session is meant.
+            wish: how and when they are to end.
+
+        Returns:
+            How many were chosen.
+        """
+        sessions = [session for session, logged_in in self._sessions.items() if chosen(logged_in)]
+        for session in sessions:
+            self._loop.post(partial(self._loop.wish, session, wish))
+        return len(sessions)
+
+    # --- The thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop.run()
+        except BaseException as error:  # noqa: BLE001 - nothing may end the thread without a word
+            self._failure = error
+        self._tell_trio(self._ended)
+
+    def _report(self, session: RelaySession) -> None:
+        self._tell_trio(session.token.set)
+
+    def _tell_trio(self, action: Callable[[], object]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            self._trio.run_sync_soon(action)
+
+    def _ended(self) -> None:
+        for session in self._sessions:
+            session.token.set()
+        self._has_ended.set()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    async def watch(self) -> None:
+        """Wait for the thread's end.
+
+        Raises:
+            RelayDied: it has come.
+        """
+        await self._has_ended.wait()
+        raise RelayDied("the relay's thread has ended") from self._failure
+
+    def stop(self) -> None:
+        """End the thread. No session may be left."""
+        self._loop.post(self._loop.stop)
+        self._thread.join(STOP_SECONDS)
+        self._loop.close()
 
 
-def _kind(error: LegLost, otherwise: ErrorKind) -> ErrorKind:
-    return ErrorKind.TLS_ABUSE if isinstance(error, LegAbused) else otherwise
+@asynccontextmanager
+async def open_relay() -> AsyncIterator[Relay]:
+    """A relay whose thread runs while the context lasts.
 
-
-async def _discard(leg: Leg) -> None:
-    try:
-        while await leg.receive(MAX_RECORD_OCTETS):
-            pass
-    except LegLost:
-        pass
-
-
-async def relay(logged_in: LoggedIn, traffic: Traffic | None = None) -> SessionEnd:
-    """Carry bytes until the session is over, and say how it ended and how much was carried.
-
-    Args:
-        logged_in: the two legs.
-        traffic: counts along, for a caller that wants the figures of a session that was cut.
-
-    Owns both legs until it returns, and closes neither. A clean end has been passed on when it
-    returns; after a broken one both legs are aborted.
-
-    Cancellation: bytes in flight are lost; both legs are aborted.
+    Raises:
+        RelayDied: the thread has ended by itself; the body is cancelled.
     """
-    session = _Session(logged_in, traffic or Traffic())
-    is_clean = False
-    try:
-        with session.scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(session.carry_from_client, logged_in.unread_from_client)
-                await session.carry_from_backend(logged_in.unread_from_backend)
-        is_clean = session.ending is not None and session.ending.is_clean
-    finally:
-        if not is_clean:
-            session.client.abort()
-            session.backend.abort()
-    ending = session.ending or _Ending(ErrorKind.SHUTDOWN, "the session was cut")
-    return SessionEnd(ending.kind, ending.reason, session.traffic.from_client, session.traffic.from_backend)
+    relay = Relay()
+    relay.start()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.watch)
+        try:
+            yield relay
+        finally:
+            relay.stop()
+            nursery.cancel_scope.cancel()

@@ -18,6 +18,7 @@ from pgtlsproxy.config import TCPAddress
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.logs import RefusalFolder
 from pgtlsproxy.proxy.cancel import Cancels
+from pgtlsproxy.proxy.relay import open_relay
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.selftest import prove_tls
 from pgtlsproxy.proxy.session import Services, serve_session
@@ -161,7 +162,8 @@ def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
     async def main() -> None:
         folder = RefusalFolder(logger.info)
         resolver = Resolver(logger)
-        services = Services(logger, folder, resolver, Cancels(logger, resolver))
-        await Server(snapshot, services, logger).run(listening)
+        async with open_relay() as relay:
+            services = Services(logger, folder, resolver, Cancels(logger, resolver), relay)
+            await Server(snapshot, services, logger).run(listening)
 
     trio.run(main)

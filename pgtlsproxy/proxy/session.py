@@ -37,7 +37,7 @@ from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
 from pgtlsproxy.proxy.login import BackendRefused, WrongSessionAttributes, log_in
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
-from pgtlsproxy.proxy.relay import Traffic, relay
+from pgtlsproxy.proxy.relay import Relay, Traffic
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.stages import Accepted, BackendLeg, LoggedIn, Negotiated, SessionEnd
@@ -56,6 +56,7 @@ class Services:
         folder: what holds floods of refusals back.
         resolver: names of backends to addresses.
         cancels: the live sessions' cancel keys.
+        relay: what carries sessions that are logged in.
         sessions: connections that are open now.
     """
 
@@ -63,6 +64,7 @@ class Services:
     folder: RefusalFolder
     resolver: Resolver
     cancels: Cancels
+    relay: Relay
     sessions: int = 0
 
 
@@ -153,7 +155,7 @@ async def _relay(logged_in: LoggedIn, accepted: Accepted, services: Services, lo
     traffic, end = Traffic(), None
     try:
         with services.cancels.registered(accepted.listener.name, logged_in):
-            end = await relay(logged_in, traffic)
+            end = await services.relay.carry(logged_in, traffic)
     finally:
         logged_in.backend_leg.close()
         if end is None:

@@ -34,11 +34,17 @@ _T = TypeVar("_T")
 MAX_RECORD_OCTETS: Final = 16384
 """One TLS record. Reading this much at once leaves nothing decrypted behind in OpenSSL."""
 
-FRUITLESS_READS: Final = 1000
-"""Reads in a row that may bring no data. One record of data takes two in a good network; a peer that
-sends KeyUpdates without end (RFC 8446 4.6.3), or a record byte by byte, takes them all."""
+FRUITLESS_READS: Final = 2**14 + 256 + 5
+"""Reads in a row that may bring no data: as many as the longest record has octets (RFC 8446 5.2), since
+one may come octet by octet. A peer that sends KeyUpdates without end (4.6.3) takes them all.
+"""
 
-ABUSE: Final = f"the peer sent {FRUITLESS_READS} TLS records or fragments without data"
+KEY_UPDATES: Final = 1000
+"""How many KeyUpdates a connection may ever see where reads cannot be counted. OpenSSL needs one after
+some 10^7 records.
+"""
+
+ABUSE: Final = "the peer keeps sending TLS records without data"
 
 _LOST: Final = frozenset(
     {errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ECONNABORTED, errno.EHOSTUNREACH}
@@ -143,6 +149,7 @@ class TLSLeg(_SocketLeg):
         peer_chain: the verified chain, leaf first; empty where the peer gave no certificate.
         is_verified: whether that chain was verified in this handshake.
         peer_leaf: the peer's certificate, verified or, under a weak sslmode, not.
+        is_abused: whether the connection was ended because the peer flooded it.
     """
 
     is_tls: Final = True
@@ -152,8 +159,8 @@ class TLSLeg(_SocketLeg):
         self.connection = connection
         self._waiting: dict[Direction, trio.Event] = {}
         self._fruitless_reads = 0
-        self._is_abused = False
-        openssl.return_after_each_record(connection, FRUITLESS_READS, self._note_abuse)
+        self.is_abused = False
+        openssl.return_after_each_record(connection, KEY_UPDATES, self._note_abuse)
         self.version: str = connection.get_protocol_version_name()
         self.cipher: str | None = connection.get_cipher_name()
         self.alpn: bytes = connection.get_alpn_proto_negotiated()
@@ -182,12 +189,12 @@ class TLSLeg(_SocketLeg):
         try:
             return await self._retry(lambda: self._read(max_octets))
         except SSL.ZeroReturnError:
-            if self._is_abused:
+            if self.is_abused:
                 raise LegAbused(ABUSE) from None
             return b""
 
     def _note_abuse(self) -> None:
-        self._is_abused = True
+        self.is_abused = True
 
     def _read(self, max_octets: int) -> bytes:
         self._fruitless_reads += 1
@@ -219,12 +226,9 @@ class TLSLeg(_SocketLeg):
                 await self._wait("write")
             except SSL.ZeroReturnError:
                 raise
-            except SSL.SysCallError as error:
-                openssl.clear_errors()
-                raise _lost(error) from None
             except SSL.Error as error:
                 openssl.clear_errors()
-                raise LegLost(openssl_reason(error)) from None
+                raise leg_lost(error) from None
 
     async def _wait(self, direction: Direction) -> None:
         # trio lets one task wait for a descriptor's direction; the second waits for the first.
@@ -340,6 +344,11 @@ async def _handshake(sock: socket.socket, connection: SSL.Connection) -> None:
             await trio.lowlevel.wait_writable(sock)
         else:
             return
+
+
+def leg_lost(error: SSL.Error) -> LegLost:
+    """What a failure of a call on an established connection means."""
+    return _lost(error) if isinstance(error, SSL.SysCallError) else LegLost(openssl_reason(error))
 
 
 def _lost(error: SSL.SysCallError) -> LegLost:

@@ -1,225 +1,439 @@
 """The relay: every byte once, ends as what they were, and a peer that stops reading stops the other."""
 
+import contextlib
+import hashlib
+import os
 import random
 import socket
 
 import pytest
 import trio
-import trio.testing
+from OpenSSL import SSL
 
-from pgtlsproxy.identity import Proof, ProofKind
-from pgtlsproxy.proxy.relay import Traffic, relay
-from pgtlsproxy.proxy.stages import BackendAddress, LoggedIn
-from pgtlsproxy.tls.stream import ClearLeg
+from fixtures import key_updates
+from fixtures.relayed import (
+    LEGS,
+    MODES,
+    SERVER,
+    connection,
+    open_bench,
+    read_exactly,
+    read_to_end,
+    sockets,
+)
+from pgtlsproxy.proxy.relay import RelayDied
+from pgtlsproxy.proxy.relay_session import Ending, RelaySession, When, Wish
+from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, server_context
+from pgtlsproxy.tls.stream import ClearLeg, LegLost, accept_tls
+
+MEGABYTE = 1_000_000
 
 
-def connection():
-    """What the relay gets, and the peer that the test plays."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        peer = socket.create_connection(listening.getsockname())
-        ours, _ = listening.accept()
-    for sock in (peer, ours):
-        sock.setblocking(False)
-    return ClearLeg(ours), ClearLeg(peer)
-
-
-class Relayed:
-    """A session under way, with the test at both ends."""
-
-    def __init__(self, unread_from_client=b"", unread_from_backend=b""):
-        client_leg, self.client = connection()
-        backend_leg, self.backend = connection()
-        self.traffic = Traffic()
-        self.end = None
-        self.session = LoggedIn(
-            client_leg=client_leg,
-            backend_leg=backend_leg,
-            proof=Proof(ProofKind.CERTIFICATE, "alice", "CN=alice"),
-            backend=None,
-            backend_address=BackendAddress("db", 5432, "127.0.0.1"),
-            cancel_key=None,
-            unread_from_client=unread_from_client,
-            unread_from_backend=unread_from_backend,
-        )
-
-    async def run(self):
-        try:
-            self.end = await relay(self.session, self.traffic)
-        finally:
-            self.session.client_leg.close()
-            self.session.backend_leg.close()
-
-    def close(self):
-        self.client.close()
-        self.backend.close()
+@pytest.fixture(params=[(legs, mode) for legs in LEGS for mode in MODES], ids="-".join)
+async def bench(request, monkeypatch):
+    legs, mode = request.param
+    async with open_bench(LEGS[legs], mode, monkeypatch) as opened:
+        yield opened
 
 
 @pytest.fixture
-async def nursery():
-    with trio.fail_after(30):
-        async with trio.open_nursery() as opened:
-            yield opened
-            opened.cancel_scope.cancel()
+async def relayed(bench):
+    return await bench.session()
 
 
-@pytest.fixture
-async def relayed(nursery):
-    started = Relayed()
-    nursery.start_soon(started.run)
-    yield started
-    started.close()
+async def exchange(numbers, one, other, octets):
+    """Random traffic both ways at once, in random pieces, read in random pieces: digests sent and received."""
+    digests = {}
 
-
-async def all_of(leg):
-    received = b""
-    while data := await leg.receive(65536):
-        received += data
-    return received
-
-
-async def ended(relayed):
-    while relayed.end is None:
-        await trio.testing.wait_all_tasks_blocked(0.01)
-    return relayed.end
-
-
-async def test_what_was_read_before_the_hand_over_comes_first(nursery):
-    started = Relayed(b"from the client, ", b"from the backend, ")
-    nursery.start_soon(started.run)
-    await started.client.send(b"and more")
-    await started.backend.send(b"and more")
-    assert (
-        await started.backend.receive(100) + await started.backend.receive(100)
-        == b"from the client, and more"
-    )
-    assert (await started.client.receive(100)).startswith(b"from the backend, ")
-    started.close()
-
-
-async def test_random_traffic_both_ways_arrives_once_and_in_order(relayed):
-    numbers = random.Random(1)
-    sent = [numbers.randbytes(2_000_000) for _ in range(2)]
-    received = {}
-
-    async def send(leg, data):
-        while data:
-            size = numbers.choice((1, 5, 100, 8192, 16384, 16385, 200_000))
-            await leg.send(data[:size])
-            data = data[size:]
+    async def send(name, leg):
+        digest, left = hashlib.sha256(), octets
+        while left:
+            data = numbers.randbytes(min(left, numbers.choice((1, 5, 100, 8192, 16384, 16385, 200_000))))
+            digest.update(data)
+            left -= len(data)
+            await leg.send(data)
+        digests["sent", name] = digest.hexdigest()
 
     async def read(name, leg):
-        received[name] = b""
-        while len(received[name]) < len(sent[0]):
-            received[name] += await leg.receive(numbers.choice((1000, 16384, 100_000)))
+        digest, left = hashlib.sha256(), octets
+        while left:
+            data = await leg.receive(min(left, numbers.choice((1000, 16384, 100_000))))
+            assert data
+            digest.update(data)
+            left -= len(data)
+        digests["received", name] = digest.hexdigest()
 
     async with trio.open_nursery() as both:
-        both.start_soon(send, relayed.client, sent[0])
-        both.start_soon(send, relayed.backend, sent[1])
-        both.start_soon(read, "backend", relayed.backend)
-        both.start_soon(read, "client", relayed.client)
-    assert received == {"backend": sent[0], "client": sent[1]}
-    assert (relayed.traffic.from_client, relayed.traffic.from_backend) == (len(sent[0]), len(sent[1]))
+        both.start_soon(send, "up", one)
+        both.start_soon(send, "down", other)
+        both.start_soon(read, "up", other)
+        both.start_soon(read, "down", one)
+    return digests
+
+
+async def test_what_was_read_before_the_hand_over_comes_first(bench):
+    started = await bench.session(b"from the client, ", b"from the backend, ")
+    await started.client.send(b"and more")
+    await started.backend.send(b"and more")
+    assert await read_exactly(started.backend, 25) == b"from the client, and more"
+    assert await read_exactly(started.client, 26) == b"from the backend, and more"
+
+
+async def test_random_traffic_both_ways_arrives_once_and_in_order(bench, relayed):
+    digests = await exchange(random.Random(1), relayed.client, relayed.backend, 4 * MEGABYTE)
+    assert digests["sent", "up"] == digests["received", "up"]
+    assert digests["sent", "down"] == digests["received", "down"]
+    await relayed.client.send_eof()
+    await relayed.backend.send_eof()
+    end = await relayed.ended()
+    assert (end.kind, end.bytes_from_client, end.bytes_from_backend) == ("ok", 4 * MEGABYTE, 4 * MEGABYTE)
+
+
+async def test_tiny_windows_lose_nothing(bench):
+    relayed = await bench.session(buffer_octets=4096)
+    digests = await exchange(random.Random(2), relayed.client, relayed.backend, MEGABYTE)
+    assert digests["sent", "up"] == digests["received", "up"]
+    assert digests["sent", "down"] == digests["received", "down"]
+
+
+async def test_small_messages_go_on_after_a_bulk_transfer(relayed):
+    """The memory that stood between OpenSSL and the sockets goes, with nothing in it."""
+    for size in (1, 3 * MEGABYTE, 10, 8192, 1, 2 * MEGABYTE, 100):
+        data = random.Random(size).randbytes(size)
+        async with trio.open_nursery() as both:
+            both.start_soon(relayed.backend.send, data)
+            assert await read_exactly(relayed.client, size) == data
+        for number in range(20):
+            question = f"SELECT {number}".encode()
+            await relayed.client.send(question)
+            assert await read_exactly(relayed.backend, len(question)) == question
+            await relayed.backend.send(question[::-1])
+            assert await read_exactly(relayed.client, len(question)) == question[::-1]
 
 
 async def test_a_client_that_half_closes_still_gets_its_answer(relayed):
     await relayed.client.send(b"question")
     await relayed.client.send_eof()
-    assert await all_of(relayed.backend) == b"question"
-    await relayed.backend.send(b"answer")
+    assert await read_to_end(relayed.backend) == b"question"
+    await relayed.backend.send(b"answer" * 100_000)
     await relayed.backend.send_eof()
-    assert await all_of(relayed.client) == b"answer"
-    end = await ended(relayed)
+    assert await read_to_end(relayed.client) == b"answer" * 100_000
+    end = await relayed.ended()
     assert (end.kind, end.reason) == ("ok", "the client closed the session")
-    assert (end.bytes_from_client, end.bytes_from_backend) == (8, 6)
+    assert (end.bytes_from_client, end.bytes_from_backend) == (8, 600_000)
+
+
+async def test_a_backend_that_half_closes_ends_the_session_with_all_it_said(relayed):
+    async with trio.open_nursery() as both:
+        both.start_soon(relayed.backend.send, b"r" * 300_000)
+        assert await read_exactly(relayed.client, 300_000) == b"r" * 300_000
+    await relayed.backend.send_eof()
+    assert await read_to_end(relayed.client) == b""
+    await relayed.client.send_eof()
+    assert (await relayed.ended()).reason == "the backend closed the session"
+
+
+async def test_terminate_is_waited_on_until_the_backend_ends(relayed):
+    await relayed.client.send(b"X\x00\x00\x00\x04")
+    relayed.client.close()
+    assert await read_exactly(relayed.backend, 5) == b"X\x00\x00\x00\x04"
+    await relayed.backend.send_eof()
+    end = await relayed.ended()
+    assert (end.kind, end.reason) == ("ok", "the client closed the session")
+    with pytest.raises(LegLost):
+        while True:
+            await relayed.backend.receive(100)
+            await relayed.backend.send(b"x")
 
 
 async def test_the_backends_last_words_reach_a_client_that_is_still_talking(relayed):
-    await relayed.client.send(b"q" * 100_000)
-    await relayed.backend.send(b"FATAL: terminating connection")
-    relayed.backend.sock.shutdown(socket.SHUT_WR)
-    assert await all_of(relayed.client) == b"FATAL: terminating connection"
-    await relayed.client.send(b"more")
+    async with trio.open_nursery() as talking:
+        talking.start_soon(relayed.client.send, b"q" * 100_000)
+        await relayed.backend.send(b"FATAL: terminating connection")
+        await relayed.backend.send_eof()
+        assert await read_to_end(relayed.client) == b"FATAL: terminating connection"
+        await relayed.client.send(b"more")
+        talking.cancel_scope.cancel()
     relayed.client.close()
-    assert (await ended(relayed)).reason == "the backend closed the session"
+    assert (await relayed.ended()).reason == "the backend closed the session"
 
 
 async def test_last_words_arrive_even_where_the_backend_refuses_to_read(relayed):
     await relayed.backend.send(b"FATAL: terminating connection")
+    await relayed.backend.send_eof()
     relayed.backend.close()
     await relayed.client.send(b"question")
-    assert await all_of(relayed.client) == b"FATAL: terminating connection"
-
-
-async def test_a_reset_of_the_client_is_passed_on_as_one(relayed):
-    await relayed.client.send(b"half a message")
-    assert await relayed.backend.receive(100) == b"half a message"
-    relayed.client.abort()
-    with pytest.raises(ConnectionResetError):
-        while True:
-            await trio.lowlevel.wait_readable(relayed.backend.sock)
-            assert relayed.backend.sock.recv(100) != b"", "a broken session was given a clean end"
-    assert (await ended(relayed)).kind == "client_lost"
-
-
-async def test_a_reset_of_the_backend_is_passed_on_as_one(relayed):
-    await relayed.backend.send(b"half a message")
-    assert await relayed.client.receive(100) == b"half a message"
-    relayed.backend.abort()
-    with pytest.raises(ConnectionResetError):
-        while True:
-            await trio.lowlevel.wait_readable(relayed.client.sock)
-            assert relayed.client.sock.recv(100) != b"", "a broken session was given a clean end"
-    assert (await ended(relayed)).kind == "backend_lost"
+    assert await read_to_end(relayed.client) == b"FATAL: terminating connection"
 
 
 @pytest.mark.parametrize("side", ["client", "backend"])
-async def test_a_peer_that_does_not_read_stops_the_other(relayed, side):
+async def test_a_reset_is_passed_on_as_one(relayed, side):
+    here, there = (relayed.client, relayed.backend) if side == "client" else (relayed.backend, relayed.client)
+    await here.send(b"half a message")
+    assert await read_exactly(there, 14) == b"half a message"
+    here.abort()
+    with pytest.raises(LegLost):
+        while True:
+            assert await there.receive(100), "a broken session was given a clean end"
+    assert (await relayed.ended()).kind == f"{side}_lost"
+
+
+@pytest.mark.parametrize("side", ["client", "backend"])
+async def test_a_truncated_leg_gives_nobody_a_clean_end(bench, side):
+    relayed = await bench.session()
+    here, there = (relayed.client, relayed.backend) if side == "client" else (relayed.backend, relayed.client)
+    if not here.is_tls:
+        return  # in clear, FIN is all the end there is
+    await here.send(b"half a message")
+    here.sock.shutdown(socket.SHUT_WR)
+    assert await read_exactly(there, 14) == b"half a message"
+    with pytest.raises(LegLost):
+        while True:
+            assert await there.receive(100), "a truncated session was given a clean end"
+    end = await relayed.ended()
+    assert (end.kind, "without close_notify" in end.reason) == (f"{side}_lost", True)
+
+
+@pytest.mark.parametrize("side", ["client", "backend"])
+async def test_a_peer_that_does_not_read_stops_the_other_and_loses_nothing(relayed, side):
     reader, writer = (
         (relayed.client, relayed.backend) if side == "client" else (relayed.backend, relayed.client)
     )
-    sent = 0
-    with trio.move_on_after(1) as scope:
-        while sent < 64_000_000:
-            await writer.send(b"x" * 65536)
-            sent += 65536
-    assert scope.cancelled_caught, "the relay queued what nobody reads"
-    assert reader.sock.recv(5) == b"xxxxx"
+    sent = []
+
+    async def write():
+        while True:
+            data = os.urandom(65536)
+            sent.append(data)
+            await writer.send(data)
+            progress.set()
+
+    async with trio.open_nursery() as writing:
+        progress = trio.Event()
+        writing.start_soon(write)
+        stalled = False
+        while not stalled:
+            progress = trio.Event()
+            with trio.move_on_after(0.5) as waiting:
+                await progress.wait()
+            stalled = waiting.cancelled_caught
+            assert len(sent) < 1000, "the relay queues what nobody reads"
+        expected = b"".join(sent[:-1])
+        assert await read_exactly(reader, len(expected)) == expected
+        writing.cancel_scope.cancel()
 
 
-async def test_a_cut_session_is_broken_at_both_ends_and_its_traffic_is_known():
-    started = Relayed()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(started.run)
-        await started.client.send(b"hello")
-        assert await started.backend.receive(100) == b"hello"
-        nursery.cancel_scope.cancel()
-    assert started.end is None
-    assert started.traffic.from_client == 5
-    for leg in (started.client, started.backend):
-        with pytest.raises(ConnectionResetError):
-            leg.sock.recv(1)
-    started.close()
+async def test_a_cut_session_is_broken_at_both_ends_and_its_traffic_is_known(bench, relayed):
+    await relayed.client.send(b"hello")
+    assert await read_exactly(relayed.backend, 5) == b"hello"
+    relayed.cut()
+    await relayed.over.wait()
+    assert (relayed.end, relayed.traffic.from_client) == (None, 5)
+    for leg in (relayed.client, relayed.backend):
+        with pytest.raises(LegLost):
+            await leg.receive(1)
 
 
-async def test_two_sessions_never_see_each_others_bytes(nursery):
-    many = [Relayed() for _ in range(8)]
+async def test_two_sessions_never_see_each_others_bytes(bench):
+    numbers = random.Random(3)
+    many = [await bench.session(buffer_octets=16384) for _ in range(8)]
     received = {}
 
-    async def drive(number, one):
-        nursery.start_soon(one.run)
-        async with trio.open_nursery() as both:
-            both.start_soon(one.backend.send, bytes([number]) * 500_000)
-            both.start_soon(read, number, one)
+    async def read(name, leg):
+        data = set()
+        left = MEGABYTE
+        while left:
+            got = await leg.receive(min(left, numbers.choice((1, 777, 16384))))
+            data |= set(got)
+            left -= len(got)
+            if numbers.random() < 0.01:
+                await trio.sleep(0.001)  # a reader that stalls is what this is about
+        received[name] = data
 
-    async def read(number, one):
-        data = b""
-        while len(data) < 500_000:
-            data += await one.client.receive(random.choice((1, 777, 16384)))
-        received[number] = set(data)
-
-    async with trio.open_nursery() as all_of_them:
+    async with trio.open_nursery() as everybody:
         for number, one in enumerate(many):
-            all_of_them.start_soon(drive, number, one)
-    for one in many:
-        one.close()
-    assert received == {number: {number} for number in range(8)}
+            everybody.start_soon(one.backend.send, bytes([number]) * MEGABYTE)
+            everybody.start_soon(one.client.send, bytes([100 + number]) * MEGABYTE)
+            everybody.start_soon(read, number, one.client)
+            everybody.start_soon(read, 100 + number, one.backend)
+    assert received == {number + side: {number + side} for number in range(8) for side in (0, 100)}
+
+
+async def test_a_record_behind_close_notify_ends_nothing_but_its_own_session(bench):
+    relayed, other = await bench.session(), await bench.session()
+    await relayed.client.send(b"last")
+    await relayed.client.send_eof()
+    assert await read_to_end(relayed.backend) == b"last"
+    await relayed.backend.send_eof()
+    assert (await relayed.ended()).kind == "ok"
+    await other.client.send(b"on")
+    assert await read_exactly(other.backend, 2) == b"on"
+
+
+async def test_ends_of_many_kinds_at_random_leave_the_relay_as_it_was(bench):
+    """Forty resets, truncations and ends in the middle of transfers; then the next session is served."""
+    numbers = random.Random(4)
+    for number in range(40):
+        relayed = await bench.session()
+        side = relayed.client if number % 2 else relayed.backend
+        end = numbers.choice((side.abort, side.close, lambda side=side: side.sock.shutdown(socket.SHUT_RDWR)))
+        with (
+            trio.move_on_after(numbers.random() * 0.02),
+            pytest.raises((LegLost, AssertionError, ValueError)),
+        ):
+            await exchange_until_broken(relayed)
+        end()
+        relayed.close()
+        await relayed.over.wait()
+        assert relayed.failure is None
+    last = await bench.session()
+    digests = await exchange(numbers, last.client, last.backend, 100_000)
+    assert digests["sent", "up"] == digests["received", "up"]
+
+
+async def exchange_until_broken(relayed):
+    async with trio.open_nursery() as both:
+        both.start_soon(relayed.client.send, b"u" * 10 * MEGABYTE)
+        both.start_soon(relayed.backend.send, b"d" * 10 * MEGABYTE)
+        both.start_soon(read_exactly, relayed.client, 10 * MEGABYTE)
+        await read_exactly(relayed.backend, 10 * MEGABYTE)
+
+
+FAREWELL = b"E\x00\x00\x00\x05\x00"
+IDLE, IN_TRANSACTION = b"Z\x00\x00\x00\x05I", b"Z\x00\x00\x00\x05T"
+SHUTDOWN = Ending("shutdown", "the proxy ends", is_clean=True)
+
+
+def end(bench, when):
+    assert bench.relay.end(lambda _: True, Wish(SHUTDOWN, when, FAREWELL)) == 1
+
+
+async def test_an_idle_session_that_is_told_to_end_says_goodbye_to_both_sides(bench, relayed):
+    await relayed.backend.send(b"data" + IDLE)
+    assert await read_exactly(relayed.client, 10) == b"data" + IDLE
+    end(bench, When.IDLE)
+    assert await read_to_end(relayed.client) == FAREWELL
+    assert await read_exactly(relayed.backend, 5) == b"X\x00\x00\x00\x04"
+    relayed.close()
+    ended = await relayed.ended()
+    assert (ended.kind, ended.reason) == ("shutdown", "the proxy ends")
+
+
+@pytest.mark.parametrize(("when", "last"), [(When.IDLE, IDLE), (When.BOUNDARY, IN_TRANSACTION)])
+async def test_a_session_with_a_query_under_way_is_not_ended_before_its_answer(bench, relayed, when, last):
+    await relayed.backend.send(IDLE)
+    assert await read_exactly(relayed.client, 6) == IDLE
+    await relayed.client.send(b"question")
+    assert await read_exactly(relayed.backend, 8) == b"question"
+    end(bench, when)
+    with trio.move_on_after(0.2) as silence:
+        await relayed.client.receive(100)
+    assert silence.cancelled_caught, "the session was ended in the middle of a query"
+    await relayed.backend.send(b"answer" + last)
+    assert await read_to_end(relayed.client) == b"answer" + last + FAREWELL
+
+
+async def test_a_transaction_is_not_idle(bench, relayed):
+    await relayed.backend.send(IN_TRANSACTION)
+    assert await read_exactly(relayed.client, 6) == IN_TRANSACTION
+    end(bench, When.IDLE)
+    with trio.move_on_after(0.2) as silence:
+        await relayed.client.receive(100)
+    assert silence.cancelled_caught
+    await relayed.client.send(b"COMMIT")
+    assert await read_exactly(relayed.backend, 6) == b"COMMIT"
+    await relayed.backend.send(IDLE)
+    assert await read_to_end(relayed.client) == IDLE + FAREWELL
+
+
+async def test_octets_that_look_like_an_idle_point_and_go_on_are_none(bench, relayed):
+    await relayed.client.send(b"question")
+    assert await read_exactly(relayed.backend, 8) == b"question"
+    end(bench, When.IDLE)
+    for _ in range(20):
+        await relayed.backend.send(b"a row that ends with " + IDLE)
+        assert (await read_exactly(relayed.client, 27)).endswith(IDLE)
+        await trio.sleep(0.01)  # less than the silence that is waited for
+    await relayed.backend.send(IDLE)
+    assert await read_to_end(relayed.client) == IDLE + FAREWELL
+
+
+async def test_now_is_now(bench, relayed):
+    await relayed.client.send(b"question")
+    assert await read_exactly(relayed.backend, 8) == b"question"
+    bench.relay.end(lambda _: True, Wish(Ending("shutdown", "the proxy ends"), When.NOW))
+    with pytest.raises(LegLost):
+        await relayed.client.receive(100)
+    assert (await relayed.ended()).kind == "shutdown"
+
+
+async def test_an_exception_in_the_thread_ends_its_session_alone(bench, relayed, monkeypatch):
+    other = await bench.session()
+    original = RelaySession.source_ended
+
+    def broken(session, direction):
+        if direction.tail == b"boom":
+            raise RuntimeError("made to fail")
+        original(session, direction)
+
+    monkeypatch.setattr(RelaySession, "source_ended", broken)
+    await relayed.client.send(b"boom")
+    await relayed.client.send_eof()
+    await relayed.over.wait()
+    assert str(relayed.failure) == "made to fail"
+    await other.client.send(b"on")
+    assert await read_exactly(other.backend, 2) == b"on"
+
+
+async def test_a_thread_that_ends_by_itself_is_no_secret(monkeypatch):
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_bench(LEGS["clear-clear"], "fast", monkeypatch) as bench:
+            relayed = await bench.session()
+            bench.relay._loop.post(lambda: 1 / 0)
+            await relayed.over.wait()
+            assert isinstance(relayed.failure, RelayDied | None)
+            await trio.sleep_forever()
+    assert caught.value.subgroup(RelayDied)
+
+
+@pytest.mark.parametrize("requested", [False, True])
+@pytest.mark.parametrize("is_bulk", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_flood_of_key_updates_ends_its_own_session(monkeypatch, mode, is_bulk, requested):
+    """In the middle of a bulk transfer, too, where memory stands between OpenSSL and the socket."""
+    async with open_bench(LEGS["clear-clear"], mode, monkeypatch) as bench:
+        other = await bench.session()
+        ours, theirs = sockets()
+        theirs.setblocking(True)
+        made = {}
+
+        def shake_hands():
+            _, made["sender"] = key_updates.handshake(theirs, SSL.Context(SSL.TLS_METHOD))
+
+        context = server_context(KeyPair((SERVER.certificate,), SERVER.key), None, TLSOptions())
+        async with trio.open_nursery() as both:
+            both.start_soon(trio.to_thread.run_sync, shake_hands)
+            client_leg = await accept_tls(ours, context)
+        flooded = bench.start(client_leg, ClearLeg(theirs), *await connection("clear", False))
+        data = b"x" * 16_000
+        records = b"".join(made["sender"].record(data) for _ in range(10 if is_bulk else 0))
+        records += made["sender"].flood(30_000, requested=requested)
+
+        def flood():
+            with contextlib.suppress(OSError):
+                theirs.sendall(records)
+
+        async with trio.open_nursery() as both:
+            both.start_soon(trio.to_thread.run_sync, flood)
+            both.start_soon(read_to_the_break, flooded.backend)
+            for _ in range(100):
+                await other.client.send(b"ping")
+                assert await read_exactly(other.backend, 4) == b"ping"
+            await flooded.over.wait()
+        assert flooded.end.kind == "tls_abuse"
+
+
+async def read_to_the_break(leg):
+    with contextlib.suppress(LegLost):
+        while await leg.receive(65536):
+            pass

@@ -1,0 +1,369 @@
+"""One relayed session: two legs, two directions, and what an end of one of them means.
+
+Nothing here waits. `proxy.relay_loop` says when a leg is ready, and asks afterwards what each waits for.
+
+An end travels on as what it was. close_notify or FIN is passed on as a half-close, and the answer
+to what was sent before may still come back. A broken or truncated leg is passed on as a broken
+one: nobody is given a clean end that was not.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pgtlsproxy.errors import ErrorKind
+from pgtlsproxy.tls.raw import RawLeg, Want
+from pgtlsproxy.tls.stream import LegAbused, LegLost
+
+HALF_CLOSE_SECONDS: Final = 60.0
+"""How long the backend may go on answering after the client has ended its direction."""
+
+TERMINATED_SECONDS: Final = 5.0
+"""How long a backend may take to end after Terminate."""
+
+LAST_WORDS_SECONDS: Final = 1.0
+"""How long a backend's last words may take to arrive, and a client may take to stop talking.
+
+Closing a socket that holds unread input makes the kernel send RST, which can overtake the FATAL
+that the client should read.
+"""
+
+TERMINATE: Final = b"X\x00\x00\x00\x04"
+
+IDLE: Final = b"Z\x00\x00\x00\x05I"
+"""ReadyForQuery outside a transaction."""
+
+BOUNDARIES: Final = frozenset({IDLE, b"Z\x00\x00\x00\x05T", b"Z\x00\x00\x00\x05E"})
+"""ReadyForQuery."""
+
+TAIL_OCTETS: Final = 6
+
+
+class When(enum.Enum):
+    """When a session that is told to end does so."""
+
+    IDLE = "idle"
+    """When it is in no transaction and nothing is under way."""
+    BOUNDARY = "boundary"
+    """When the backend waits for a command, be it in a transaction."""
+    NOW = "now"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a session ends.
+
+    Args:
+        kind: `ok` or an ErrorKind.
+        reason: who ended it and how.
+        is_clean: whether both sides are given a clean end.
+    """
+
+    kind: str
+    reason: str
+    is_clean: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody outside wants of a session.
+
+    Args:
+        ending: how it is to end.
+        when: when.
+        farewell: what its client is told, an ErrorResponse; not with `When.NOW`.
+    """
+
+    ending: Ending
+    when: When
+    farewell: bytes = b""
+
+
+class State(enum.Enum):
+    """Where a direction stands."""
+
+    FLOWING = "flowing"
+    HELD = "held"
+    """The source has ended, and the sink is not told: it knows, and ends by itself."""
+    ENDING = "ending"
+    """The source has ended, and the sink is being told."""
+    DISCARDING = "discarding"
+    """The sink is gone. What the source still sends is dropped until it ends."""
+    DONE = "done"
+
+
+class Direction:
+    """What is read from one leg and written to the other.
+
+    Args:
+        source, sink: the legs.
+        session: whose.
+        name: of the source, for reasons.
+
+    Attributes:
+        state: where it stands.
+        octets: how many were carried.
+        reads: how many reads brought some.
+        fruitful: what `reads` was when one last brought nothing.
+        tail: the last six octets.
+        last_large, larges: the number of the last read that was large, and how many of those came in a row.
+        smalls: reads of a bulk transfer that were small, in a row.
+        mask: the events of the source that the loop waits for; None while it is not registered.
+        is_queued: whether a turn of a bulk transfer is due.
+    """
+
+    __slots__ = (
+        "fruitful", "is_queued", "larges", "last_large", "mask", "name", "octets", "reads", "reverse",
+        "session", "sink", "smalls", "source", "state", "tail",
+    )  # fmt: skip
+
+    def __init__(self, source: RawLeg, sink: RawLeg, session: RelaySession, name: str) -> None:
+        self.source = source
+        self.sink = sink
+        self.session = session
+        self.name = name
+        self.reverse: Direction = self
+        self.state = State.FLOWING
+        self.octets = 0
+        self.reads = 0
+        self.tail: bytes | bytearray = b""
+        self.fruitful = 0
+        self.last_large = -1
+        self.larges = 0
+        self.smalls = 0
+        self.mask: int | None = None
+        self.is_queued = False
+
+    @property
+    def may_read(self) -> bool:
+        """Whether the source is to be read: not while its sink's socket is full."""
+        if self.state is State.FLOWING:
+            return not self.sink.unsent and not (self.source.unsent and self.source.is_choked)
+        return self.state is State.DISCARDING
+
+    def carried(self, octets: int, buffer: bytearray) -> None:
+        """Count what has been read into the shared buffer."""
+        self.octets += octets
+        self.reads += 1
+        self.tail = (
+            buffer[octets - TAIL_OCTETS : octets]
+            if octets >= TAIL_OCTETS
+            else (self.tail + buffer[:octets])[-TAIL_OCTETS:]
+        )
+        self.session.last = self
+
+    def count_fruitless(self) -> None:
+        """Start counting reads that bring nothing anew, where there was one that did."""
+        if self.fruitful != self.reads:
+            self.fruitful = self.reads
+            self.source.fruitless = 0
+
+
+class RelaySession:
+    """A session that is relayed.
+
+    Args:
+        client, backend: its legs.
+        buffer: the shared buffer that they read into.
+        token: whatever the caller knows it by.
+
+    Attributes:
+        from_client, from_backend: its directions.
+        last: the direction that carried something last.
+        ending: how it ends; None while it goes on. The first ending is the session's.
+        grace: seconds that what is still in flight has left, where the loop does not know it yet.
+        deadline: when it is over at the latest, by the loop's clock; infinite while nothing has ended.
+        is_over: whether nothing is left to do.
+        wish: how somebody outside wants it to end.
+        quiet_octets, quiet_until: what `octets` was when it could have been, and how long it must stay that.
+        bug: an exception that is our own fault.
+    """
+
+    __slots__ = (
+        "_buffer", "backend", "bug", "client", "deadline", "ending", "from_backend", "from_client", "grace",
+        "is_over", "last", "quiet_octets", "quiet_until", "token", "wish",
+    )  # fmt: skip
+
+    def __init__(self, client: RawLeg, backend: RawLeg, buffer: bytearray, token: Any) -> None:
+        self.client = client
+        self.backend = backend
+        self.from_client = Direction(client, backend, self, "client")
+        self.from_backend = Direction(backend, client, self, "backend")
+        self.from_client.reverse, self.from_backend.reverse = self.from_backend, self.from_client
+        self.last: Direction | None = None
+        self.ending: Ending | None = None
+        self.grace = math.inf
+        self.deadline = math.inf
+        self.is_over = False
+        self.wish: Wish | None = None
+        self.quiet_octets = -1
+        self.quiet_until = math.inf
+        self.bug: BaseException | None = None
+        self.token = token
+        self._buffer = buffer
+
+    @property
+    def octets(self) -> int:
+        """How many octets were carried in both directions."""
+        return self.from_client.octets + self.from_backend.octets
+
+    # --- What happens ---------------------------------------------------------------------------------
+
+    def begin(self, direction: Direction, unread: bytes) -> None:
+        """Carry what was read from a direction's source before the relay got it."""
+        if unread:
+            direction.octets += len(unread)
+            direction.reads += 1
+            direction.tail = unread[-TAIL_OCTETS:]
+            self.last = direction
+            try:
+                direction.sink.put(unread)
+            except LegLost as error:
+                self.sink_lost(direction, error)
+
+    def step(self, direction: Direction, max_octets: int) -> int:
+        """Read once from a direction's source and write it to its sink; returns how many octets."""
+        direction.count_fruitless()
+        try:
+            taken = direction.source.receive(max_octets)
+        except LegLost as error:
+            self.source_lost(direction, error)
+            return 0
+        if isinstance(taken, Want):
+            if taken is Want.END:
+                self.source_ended(direction)
+            return 0
+        direction.carried(taken, self._buffer)
+        if direction.state is State.FLOWING:
+            try:
+                direction.sink.send(taken)
+            except LegLost as error:
+                self.sink_lost(direction, error)
+        return taken
+
+    def nothing_read(self, direction: Direction, result: int) -> None:
+        """A read of the source returned a code and no octets."""
+        direction.count_fruitless()
+        try:
+            want = direction.source.received(result)
+        except LegLost as error:
+            self.source_lost(direction, error)
+        else:
+            if want is Want.END:
+                self.source_ended(direction)
+
+    def not_written(self, direction: Direction, octets: int, result: int) -> None:
+        """A write of so many octets of the shared buffer did not take them all."""
+        direction.carried(octets, self._buffer)
+        try:
+            direction.sink.sent(octets, result)
+        except LegLost as error:
+            self.sink_lost(direction, error)
+
+    def flush(self, leg: RawLeg) -> None:
+        """Go on writing what a leg holds back."""
+        writing = self.from_backend if leg is self.client else self.from_client
+        try:
+            is_flushed = leg.flush()
+        except LegLost as error:
+            if writing.state is State.FLOWING:
+                self.sink_lost(writing, error)
+                return
+            leg.unsent, leg.is_ending, is_flushed = b"", False, True
+        if is_flushed and writing.state is State.ENDING:
+            self._done(writing)
+
+    # --- What it means --------------------------------------------------------------------------------
+
+    def ends(self, ending: Ending, seconds: float) -> None:
+        """Note an ending; what is still in flight has so many seconds left."""
+        self.ending = self.ending or ending
+        self.grace = min(self.grace, seconds)
+
+    def source_ended(self, direction: Direction) -> None:
+        """The source has said that it will send no more."""
+        if direction is self.from_backend:
+            self.ends(Ending("ok", "the backend closed the session", is_clean=True), LAST_WORDS_SECONDS)
+            if self.from_client.state is State.HELD:
+                self._tell_sink(self.from_client)
+            self._tell_sink(direction)
+        elif direction.state is State.DISCARDING:
+            self._done(direction)
+        elif direction.tail[-len(TERMINATE) :] == TERMINATE:
+            # PostgreSQL reads nothing behind it and ends by itself. A close_notify left unread would
+            # make its close() reset the connection and lose what it sent last.
+            self.ends(Ending("ok", "the client closed the session", is_clean=True), TERMINATED_SECONDS)
+            direction.state = State.HELD
+            if self.from_backend.state is State.DONE:
+                self._tell_sink(direction)
+        else:
+            self.ends(Ending("ok", "the client closed the session", is_clean=True), HALF_CLOSE_SECONDS)
+            self._tell_sink(direction)
+
+    def source_lost(self, direction: Direction, error: LegLost) -> None:
+        """The source broke, or ended without saying so."""
+        is_terminated = direction is self.from_client and direction.tail[-len(TERMINATE) :] == TERMINATE
+        if direction.state is State.DISCARDING:
+            self._done(direction)
+        elif is_terminated and not isinstance(error, LegAbused):
+            # Many drivers say Terminate and drop the connection, without close_notify and with answers
+            # unread, which makes it a reset. What came before was whole.
+            self.source_ended(direction)
+        else:
+            kind = ErrorKind.CLIENT_LOST if direction is self.from_client else ErrorKind.BACKEND_LOST
+            if isinstance(error, LegAbused):
+                kind = ErrorKind.TLS_ABUSE
+            self.breaks(Ending(kind, f"{direction.name}: {error}"))
+
+    def sink_lost(self, direction: Direction, error: LegLost) -> None:
+        """The sink broke."""
+        direction.sink.unsent = b""
+        if direction is self.from_backend:
+            self.breaks(Ending(ErrorKind.CLIENT_LOST, f"client: {error}"))
+        else:
+            # Why it closed may still lie unread: the other direction reads it out.
+            self.ends(Ending(ErrorKind.BACKEND_LOST, f"backend: {error}"), LAST_WORDS_SECONDS)
+            direction.state = State.DISCARDING
+
+    def breaks(self, ending: Ending) -> None:
+        """The session is over at once."""
+        self.ending = self.ending or ending
+        self.is_over = True
+
+    def _tell_sink(self, direction: Direction) -> None:
+        direction.state = State.ENDING
+        if direction.sink.end():
+            self._done(direction)
+
+    def _done(self, direction: Direction) -> None:
+        direction.state = State.DONE
+        self.is_over = self.is_over or direction.reverse.state is State.DONE
+
+    # --- When it is told to end -----------------------------------------------------------------------
+
+    def may_be_ended(self) -> bool:
+        """Whether the last octets carried allow the wished end; the silence behind them is the loop's."""
+        wish = self.wish
+        if wish is None or self.last is not self.from_backend or self.ending is not None:
+            return False
+        if self.client.unsent or self.backend.unsent:
+            return False
+        tail = bytes(self.from_backend.tail)
+        return tail == IDLE if wish.when is When.IDLE else tail in BOUNDARIES
+
+    def end_as_wished(self) -> None:
+        """Tell the client, say Terminate to the backend, and end both legs."""
+        wish = self.wish
+        assert wish is not None  # noqa: S101 - the caller has looked
+        self.ends(wish.ending, LAST_WORDS_SECONDS)
+        try:
+            self.client.put(wish.farewell)
+            self.backend.put(TERMINATE)
+        except LegLost as error:
+            self.breaks(Ending(wish.ending.kind, f"{wish.ending.reason}; {error}"))
+            return
+        self.from_client.state = State.DISCARDING
+        self._tell_sink(self.from_backend)

@@ -1,0 +1,293 @@
+"""Legs as the relay's thread holds them: non-blocking, without trio, on one shared buffer.
+
+`read` and `write` of a raw leg are plain functions that take its `handle`, the shared buffer and a
+number of octets, and return how many there were, or a code below one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from typing_extensions import override
+
+from pgtlsproxy.tls import openssl
+from pgtlsproxy.tls.stream import (
+    ABUSE,
+    FRUITLESS_READS,
+    MAX_RECORD_OCTETS,
+    ClearLeg,
+    LegAbused,
+    LegLost,
+    TLSLeg,
+)
+
+SLICE_OCTETS: Final = 131_072
+"""What one turn of a bulk transfer moves at most. More would gain little and delay other sessions."""
+
+BUFFER_OCTETS: Final = SLICE_OCTETS + 2 * MAX_RECORD_OCTETS
+"""A slice of ciphertext, and the record that lay half read inside OpenSSL."""
+
+WANT_READ: Final = -1
+WANT_WRITE: Final = -2
+BROKEN: Final = -3
+
+
+class Want(enum.Enum):
+    """Why an operation moved nothing, where that is no failure."""
+
+    READ = "read"
+    WRITE = "write"
+    END = "end"
+    """The peer has ended its direction, cleanly."""
+
+
+class Buffers:
+    """The relay thread's own memory. What is left in it belongs to nobody: it is overwritten at once.
+
+    Attributes:
+        plain: clear text, and a view of it.
+        plain_pointer: the same for OpenSSL; None without its binding.
+        cipher_view, cipher_pointer: ciphertext.
+    """
+
+    def __init__(self) -> None:
+        self.plain = bytearray(BUFFER_OCTETS)
+        self.plain_view = memoryview(self.plain)
+        self.plain_pointer = openssl.pointer_to(self.plain)
+        cipher = bytearray(BUFFER_OCTETS)
+        self.cipher_view = memoryview(cipher)
+        self.cipher_pointer = openssl.pointer_to(cipher)
+
+
+class RawLeg:
+    """What every raw leg has.
+
+    Args:
+        leg: the leg that it stands for, which stays the owner of its socket.
+        buffers: the thread's.
+
+    Attributes:
+        fd: the socket's descriptor.
+        fruitless: reads in a row that brought nothing; whoever calls `read` itself sets it back.
+        handle: what `read` and `write` take first.
+        read: reads so many octets into the shared buffer; returns their number, 0 or a code below.
+        write: writes the first so many octets of the shared buffer; the same.
+        unsent: what a full socket has not taken yet; to be written before anything else.
+        unsent_wants: what the writing of it waits for.
+        read_wants: what the next read waits for.
+        is_buffered: whether memory BIOs stand between OpenSSL and the socket.
+    """
+
+    __slots__ = (
+        "_buffers",
+        "fd",
+        "fruitless",
+        "handle",
+        "is_buffered",
+        "is_ending",
+        "leg",
+        "read",
+        "read_wants",
+        "sock",
+        "unsent",
+        "unsent_wants",
+        "write",
+    )  # fmt: skip
+
+    def __init__(self, leg: ClearLeg | TLSLeg, buffers: Buffers) -> None:
+        self.leg = leg
+        self.sock = leg.sock
+        self.fd = leg.sock.fileno()
+        self.handle: Any = None
+        self.read: Callable[[Any, Any, int], int] = _no_operation
+        self.write: Callable[[Any, Any, int], int] = _no_operation
+        self.unsent = b""
+        self.unsent_wants = Want.WRITE
+        self.read_wants = Want.READ
+        self.is_buffered = False
+        self.is_ending = False
+        self._buffers = buffers
+        self.fruitless = 0
+
+    def receive(self, max_octets: int) -> int | Want:
+        """Read into the shared buffer: how many octets, or why none.
+
+        Raises:
+            LegTruncated, LegAbused, LegLost: as `TLSLeg.receive`.
+        """
+        taken = self.read(self.handle, self._buffers.plain_pointer, max_octets)
+        return self.received(taken)
+
+    def received(self, taken: int) -> int | Want:
+        """What a result of `read` means.
+
+        Raises:
+            LegTruncated, LegAbused, LegLost: as `TLSLeg.receive`.
+        """
+        if taken > 0:
+            self.fruitless = 0
+            return taken
+        want = self._want(taken)
+        if want is not Want.END:
+            self.fruitless += 1
+            if self.fruitless > FRUITLESS_READS:
+                raise LegAbused(ABUSE)
+            self.read_wants = want
+        return want
+
+    def _want(self, result: int) -> Want:
+        raise NotImplementedError
+
+    def send(self, octets: int) -> bool:
+        """Write the first octets of the shared buffer; False where some are `unsent` now.
+
+        Raises:
+            LegLost: the connection broke.
+        """
+        return self.sent(octets, self.write(self.handle, self._buffers.plain_pointer, octets))
+
+    def sent(self, octets: int, given: int) -> bool:
+        """What a result of `write` means for the first octets of the shared buffer.
+
+        What the socket has not taken is copied before another session uses the buffer: OpenSSL asks
+        for the same bytes again, and would take another session's of the same length without a word.
+
+        Raises:
+            LegLost: the connection broke.
+        """
+        raise NotImplementedError
+
+    def flush(self) -> bool:
+        """Go on writing what is unsent, and then the end; False where some of it still is.
+
+        Raises:
+            LegLost: the connection broke.
+        """
+        raise NotImplementedError
+
+    def end(self) -> bool:
+        """Say that no more will be sent, behind what is unsent; False where that has to wait."""
+        self.is_ending = True
+        try:
+            return self.flush()
+        except LegLost:
+            self.is_ending = False
+            return True
+
+    def put(self, data: bytes) -> bool:
+        """Write bytes of its own; False where some are unsent now. Only where nothing is unsent.
+
+        Raises:
+            LegLost: the connection broke.
+        """
+        self.unsent = data
+        return self.flush()
+
+    @property
+    def is_choked(self) -> bool:
+        """Whether too much is unsent to read on: OpenSSL answers some of what it reads."""
+        return False
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a read would find something that no event of the socket announces."""
+        return False
+
+    def buffer(self) -> None:
+        """Get ready for a bulk transfer. Only where nothing is unsent."""
+
+    def unbuffer(self) -> bool:
+        """Get ready for small messages again; False where something is still in between."""
+        return True
+
+
+def _no_operation(_handle: Any, _buffer: Any, _octets: int) -> int:
+    raise NotImplementedError
+
+
+class RawClear(RawLeg):
+    """A leg in clear."""
+
+    __slots__ = ()
+
+    def __init__(self, leg: ClearLeg, buffers: Buffers) -> None:
+        super().__init__(leg, buffers)
+        self.handle = leg.sock
+        view = buffers.plain_view
+
+        def read(sock: socket.socket, _buffer: Any, octets: int) -> int:
+            try:
+                return sock.recv_into(view, octets)
+            except BlockingIOError:
+                return WANT_READ
+            except OSError as error:
+                return BROKEN - (error.errno or 0)
+
+        def write(sock: socket.socket, _buffer: Any, octets: int) -> int:
+            return _send(sock, view[:octets])
+
+        self.read, self.write = read, write
+
+    @override
+    def buffer(self) -> None:
+        self.is_buffered = True
+
+    @override
+    def unbuffer(self) -> bool:
+        self.is_buffered = False
+        return True
+
+    @override
+    def _want(self, result: int) -> Want:
+        _check_broken(result)
+        return Want.READ if result else Want.END
+
+    @override
+    def sent(self, octets: int, given: int) -> bool:
+        if given == octets:
+            return True
+        _check_broken(given)
+        self.unsent = bytes(self._buffers.plain_view[max(given, 0) : octets])
+        return False
+
+    @override
+    def flush(self) -> bool:
+        if self.unsent:
+            self.unsent = send_rest(self.sock, self.unsent)
+            if self.unsent:
+                return False
+        if self.is_ending:
+            self.is_ending = False
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
+        return True
+
+
+def _send(sock: socket.socket, data: bytes | memoryview) -> int:
+    try:
+        return sock.send(data)
+    except BlockingIOError:
+        return WANT_WRITE
+    except OSError as error:
+        return BROKEN - (error.errno or 0)
+
+
+def send_rest(sock: socket.socket, data: bytes | memoryview) -> bytes:
+    """Send what the socket takes, and return a copy of the rest.
+
+    Raises:
+        LegLost: the connection broke.
+    """
+    given = _send(sock, data)
+    _check_broken(given)
+    return b"" if given == len(data) else bytes(data[max(given, 0) :])
+
+
+def _check_broken(result: int) -> None:
+    if result <= BROKEN:
+        raise LegLost(os.strerror(BROKEN - result))

@@ -11,14 +11,15 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final, TextIO
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, printable
+from pgtlsproxy.observability.stream import QueuedStream
 
 SESSION_FIELDS: Final = (
     "session", "generation", "listener", "client_addr", "client_port", "os_user", "os_uid", "os_pid",
@@ -49,7 +50,25 @@ LEVELS: Final = {
 }
 
 
-def configure(log_format: str | None, level: str, stream: TextIO | None = None) -> FilteringBoundLogger:
+@contextlib.contextmanager
+def queued_log(log_format: str | None, level: str) -> Iterator[FilteringBoundLogger]:
+    """Set up logging for a process that serves: whoever stops reading stderr holds up nobody.
+
+    What the context's end finds queued is written, within a second.
+
+    Args:
+        log_format: as in `configure`.
+        level: as in `configure`.
+    """
+    stream = QueuedStream(sys.stderr)
+    logger = configure(log_format, level, stream)
+    with stream.writing(lambda count: logger.error("log_lines_dropped", count=count)):
+        yield logger
+
+
+def configure(
+    log_format: str | None, level: str, stream: TextIO | QueuedStream | None = None
+) -> FilteringBoundLogger:
     """Set up logging for the process.
 
     Args:
@@ -71,7 +90,7 @@ def configure(log_format: str | None, level: str, stream: TextIO | None = None) 
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Unbreakable(target))),
+        logger_factory=lambda *_: _Lines(target),
         cache_logger_on_first_use=False,
     )
     logger: FilteringBoundLogger = structlog.get_logger()
@@ -79,20 +98,21 @@ def configure(log_format: str | None, level: str, stream: TextIO | None = None) 
     return logger
 
 
-class _Unbreakable:
-    """A stream whose failures stay its own: a full disk must not end sessions, nor the proxy."""
+class _Lines:
+    """Where rendered events go, one write a line; failures of the stream stay its own.
 
-    def __init__(self, stream: TextIO) -> None:
+    Without structlog's lock: an object that is collected while we write can make an event, too.
+    """
+
+    def __init__(self, stream: TextIO | QueuedStream) -> None:
         self._stream = stream
 
-    def write(self, text: str) -> int:
+    def msg(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):
-            return self._stream.write(text)
-        return 0
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
             self._stream.flush()
+
+    debug = info = warning = error = msg
 
 
 def _render_json(_logger: object, _name: str, event: MutableMapping[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import math
 import os
 import resource
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -20,7 +22,7 @@ from pgtlsproxy.observability.logs import RefusalFolder
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.selftest import prove_tls
-from pgtlsproxy.proxy.session import Services, serve_session
+from pgtlsproxy.proxy.session import HARD_LIMIT_MARGIN, Services, serve_session
 from pgtlsproxy.proxy.snapshot import Reloaded, Snapshot, reload
 from pgtlsproxy.proxy.sockets import (
     BindError,
@@ -30,9 +32,21 @@ from pgtlsproxy.proxy.sockets import (
 )
 
 ACCEPT_BACKOFF_SECONDS: Final = 0.1
-"""How long accepting rests when the process or the system is out of descriptors or memory."""
+"""How long accepting rests behind a failure that the next attempt may meet again."""
 
-OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+COMPLAINT_SECONDS: Final = 1.0
+"""How often at most a listener that cannot accept says so."""
+
+LOST_CONNECTION: Final = frozenset(
+    {
+        errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
+        errno.EHOSTUNREACH, errno.ENONET, errno.ENOPROTOOPT,
+    }
+)  # fmt: skip
+"""What accept(2) says of one connection that broke while it waited, and that is out of the queue then."""
+
+OWN_DESCRIPTORS: Final = 128
+"""Descriptors besides the sessions': listening sockets, files at a reload, CancelRequests under way."""
 
 
 @dataclass(slots=True)
@@ -48,6 +62,7 @@ class Server:
     snapshot: Snapshot
     services: Services
     logger: FilteringBoundLogger
+    _complained: dict[str, float] = field(default_factory=dict)
 
     async def run(self, listening: Sequence[tuple[str, ListeningSocket]]) -> None:
         """Serve until SIGTERM or SIGINT; sessions are then ended at once.
@@ -107,14 +122,22 @@ class Server:
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(opened.sock)
             except OSError as error:
-                # Others (ECONNABORTED and the like) concern the one client that is gone already.
-                if error.errno in OUT_OF_RESOURCES:
-                    self.logger.error("accept_failed", listener=name, reason=error.strerror)
-                    await trio.sleep(ACCEPT_BACKOFF_SECONDS)
+                if error.errno in LOST_CONNECTION:
+                    await trio.lowlevel.checkpoint()
+                    continue
+                # Out of descriptors or memory, forbidden by a firewall: the connection still waits.
+                self._complain(name, error)
+                await trio.sleep(ACCEPT_BACKOFF_SECONDS)
             else:
                 sock.setblocking(False)
                 nursery.start_soon(serve_session, sock, name, self.snapshot, self.services)
                 await trio.lowlevel.checkpoint()
+
+    def _complain(self, listener: str, error: OSError) -> None:
+        now = trio.current_time()
+        if now - self._complained.get(listener, -math.inf) >= COMPLAINT_SECONDS:
+            self._complained[listener] = now
+            self.logger.error("accept_failed", listener=listener, reason=error.strerror)
 
 
 def bind(snapshot: Snapshot) -> list[tuple[str, ListeningSocket]]:
@@ -144,6 +167,29 @@ def bind(snapshot: Snapshot) -> list[tuple[str, ListeningSocket]]:
     return opened
 
 
+def raise_descriptor_limit(max_connections: int, logger: FilteringBoundLogger) -> None:
+    """Take as many descriptors as the system grants, and warn where sessions need more.
+
+    Args:
+        max_connections: sessions, each with a socket on either leg.
+        logger: told of what is missing.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # what was granted cannot always be had
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A client that is one too many is heard, and costs one socket.
+    needed = 2 * max_connections + HARD_LIMIT_MARGIN + OWN_DESCRIPTORS
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        logger.warning(
+            "too_few_descriptors",
+            limit=limit,
+            needed=needed,
+            max_connections=max_connections,
+            advice="raise LimitNOFILE= (systemd) or the hard limit of nofile, or lower max_connections",
+        )
+
+
 def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
     """Run the proxy until it is told to end.
 
@@ -154,6 +200,7 @@ def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
     prove_tls()
     # A core dump would hold keys and passwords.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    raise_descriptor_limit(snapshot.settings.max_connections, logger)
     listening = bind(snapshot)
     if os.geteuid() == 0:
         logger.warning("running_as_root", advice="let systemd, the container or setpriv drop privileges")

@@ -77,10 +77,14 @@ class Server:
                         nursery.start_soon(self._accept, name, opened, nursery)
                         self.logger.info("listening", listener=name, address=opened.shown)
                     nursery.start_soon(self._flush_folded)
+                    # One place: however often we are told during a reload, one more sees it all.
+                    told, reloads = trio.open_memory_channel[None](1)
+                    nursery.start_soon(self._reload_when_told, reloads)
                     self.logger.info("ready", version=__version__, generation=self.snapshot.generation)
                     async for number in signals:
                         if number == signal.SIGHUP:
-                            await self._reload()
+                            with contextlib.suppress(trio.WouldBlock):
+                                told.send_nowait(None)
                             continue
                         self.logger.info("shutting_down", signal=signal.Signals(number).name)
                         nursery.cancel_scope.cancel()
@@ -90,11 +94,19 @@ class Server:
             self.services.folder.flush()
             self.logger.info("stopped")
 
+    async def _reload_when_told(self, reloads: trio.MemoryReceiveChannel[None]) -> None:
+        async for _ in reloads:
+            await self._reload()
+
     async def _reload(self) -> None:
-        """Build what the files now say aside, off the event loop, and swap it in."""
+        """Build what the files now say aside, off the event loop, and swap it in.
+
+        Cancellation: the thread may go on, with a passphrase command or a file system that hangs; what it
+        builds is dropped.
+        """
         self.logger.info("reloading")
         try:
-            result: Reloaded = await trio.to_thread.run_sync(reload, self.snapshot)
+            result: Reloaded = await trio.to_thread.run_sync(reload, self.snapshot, abandon_on_cancel=True)
         except Exception as error:
             # A file that trips us must not end the sessions that are served.
             self.logger.error("bug", exc_info=error)

@@ -39,7 +39,9 @@ async def accept(
         if sock.family == socket.AF_UNIX:
             user = unix_peer(sock)
         else:
+            # As PostgreSQL does (pq_init); how often is the system's, as with tcp_keepalives_* = 0 there.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         address = client_address(sock)
     except OSError as error:
         raise ClientGone(f"the client was gone before it was looked at: {error.strerror}") from None

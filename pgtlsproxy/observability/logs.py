@@ -40,7 +40,7 @@ FOLD_AFTER: Final = 10
 """Identical refusals of one source that are written in one second; the rest are counted."""
 
 FOLD_SOURCES: Final = 10_000
-"""How many (source, reason) pairs are remembered within a second; beyond, nothing is folded."""
+"""How many (event, source, reason) are remembered within a second; beyond, nothing is folded."""
 
 LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -155,11 +155,17 @@ class RefusalFolder:
 
     def __init__(self, write: Callable[..., Any]) -> None:
         self._write = write
-        self._counts: dict[tuple[str, str], int] = {}
+        self._counts: dict[tuple[str, str, str], int] = {}
 
-    def admits(self, source: str, reason: str) -> bool:
-        """Whether this refusal is to be written; otherwise it is counted."""
-        key = (source, reason)
+    def admits(self, event: str, source: str, reason: str) -> bool:
+        """Whether this refusal is to be written; otherwise it is counted.
+
+        Args:
+            event: the event that would tell it.
+            source: a `ClientAddress.source`.
+            reason: what the event would say.
+        """
+        key = (event, source, reason)
         if key not in self._counts and len(self._counts) >= FOLD_SOURCES:
             return True
         self._counts[key] = self._counts.get(key, 0) + 1
@@ -168,9 +174,15 @@ class RefusalFolder:
     def flush(self) -> None:
         """Say how many were not written, and start over. Called once a second."""
         counts, self._counts = self._counts, {}
-        for (source, reason), count in counts.items():
+        for (event, source, reason), count in counts.items():
             if count > FOLD_AFTER:
-                self._write("refusals_folded", client_addr=source, reason=reason, count=count - FOLD_AFTER)
+                self._write(
+                    "refusals_folded",
+                    folded=event,
+                    client_addr=source,
+                    reason=reason,
+                    count=count - FOLD_AFTER,
+                )
 
 
 class SessionLog:
@@ -187,6 +199,7 @@ class SessionLog:
         self._folder = folder
         self._fields: dict[str, object] = dict.fromkeys(SESSION_FIELDS)
         self.note(**fields)
+        self._source = ""
         self.is_decided = False
 
     def note(self, **fields: object) -> None:
@@ -199,6 +212,7 @@ class SessionLog:
 
     def note_address(self, address: ClientAddress, os_user: OSUser | None) -> None:
         """Remember where the client comes from."""
+        self._source = address.source
         self.note(client_addr=str(address), client_port=address.port)
         if os_user is not None:
             self.note(os_user=os_user.name, os_uid=os_user.uid, os_pid=os_user.pid)
@@ -225,7 +239,7 @@ class SessionLog:
         """Write `session_decided` for one that was not."""
         self.is_decided = True
         self.note(kind=kind, sqlstate=sqlstate, reason=reason, verdict="refused")
-        if self._folder.admits(str(self._fields["client_addr"]), str(self._fields["reason"])):
+        if self._folder.admits("session_decided", self._source, str(self._fields["reason"])):
             write = self._logger.debug if kind == "probe" else self._logger.info
             write("session_decided", **self._fields)
 

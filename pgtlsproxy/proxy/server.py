@@ -220,7 +220,7 @@ def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
     async def main() -> None:
         folder = RefusalFolder(logger.info)
         resolver = Resolver(logger)
-        services = Services(logger, folder, resolver, Cancels(logger, resolver))
+        services = Services(logger, folder, resolver, Cancels(logger, folder, resolver))
         await Server(snapshot, services, logger).run(listening)
 
     trio.run(main)

@@ -11,7 +11,7 @@ import hmac
 import unicodedata
 from dataclasses import dataclass, field
 from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 PRINTABLE_LIMIT = 512
 """Longest text from outside that is shown, in characters; the rest becomes `...`."""
@@ -96,6 +96,13 @@ class ClientAddress:
     def is_unix(self) -> bool:
         """Whether the client came through a Unix socket."""
         return self.ip is None
+
+    @property
+    def source(self) -> str:
+        """Who is counted as one: an IPv4 address, an IPv6 /64, or everybody at the Unix sockets."""
+        if isinstance(self.ip, IPv6Address):
+            return str(IPv6Network((self.ip, 64), strict=False))
+        return str(self)
 
     def __str__(self) -> str:
         return "[local]" if self.ip is None else str(self.ip)

@@ -25,18 +25,19 @@ def serve(path: str) -> int:
     if sys.platform != "linux":
         click.echo("pgtlsproxy serve needs Linux.", err=True)
         return 1
-    from pgtlsproxy.observability.logs import configure
+    from pgtlsproxy.observability.logs import queued_log
     from pgtlsproxy.proxy.expiry import judge_expiry
     from pgtlsproxy.proxy.server import serve as run
     from pgtlsproxy.proxy.snapshot import load
 
     try:
         loaded = load(path)
-        logger = configure(loaded.snapshot.settings.log.format, loaded.snapshot.settings.log.level)
-        expiry = judge_expiry(loaded.snapshot)
-        for warning in (*loaded.warnings, *expiry.expired, *expiry.soon):
-            logger.warning("config_warning", warning=str(warning))
-        run(loaded.snapshot, logger)
+        log = loaded.snapshot.settings.log
+        with queued_log(log.format, log.level) as logger:
+            expiry = judge_expiry(loaded.snapshot)
+            for warning in (*loaded.warnings, *expiry.expired, *expiry.soon):
+                logger.warning("config_warning", warning=str(warning))
+            run(loaded.snapshot, logger)
     except ConfigError as error:
         print_mistakes(error.mistakes)
         return 1

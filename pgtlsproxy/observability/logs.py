@@ -11,14 +11,15 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final, TextIO
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, printable
+from pgtlsproxy.observability.stream import QueuedStream
 
 SESSION_FIELDS: Final = (
     "session", "generation", "listener", "client_addr", "client_port", "os_user", "os_uid", "os_pid",
@@ -39,7 +40,7 @@ FOLD_AFTER: Final = 10
 """Identical refusals of one source that are written in one second; the rest are counted."""
 
 FOLD_SOURCES: Final = 10_000
-"""How many (source, reason) pairs are remembered within a second; beyond, nothing is folded."""
+"""How many (event, source, reason) are remembered within a second; beyond, nothing is folded."""
 
 LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -49,7 +50,25 @@ LEVELS: Final = {
 }
 
 
-def configure(log_format: str | None, level: str, stream: TextIO | None = None) -> FilteringBoundLogger:
+@contextlib.contextmanager
+def queued_log(log_format: str | None, level: str) -> Iterator[FilteringBoundLogger]:
+    """Set up logging for a process that serves: whoever stops reading stderr holds up nobody.
+
+    What the context's end finds queued is written, within a second.
+
+    Args:
+        log_format: as in `configure`.
+        level: as in `configure`.
+    """
+    stream = QueuedStream(sys.stderr)
+    logger = configure(log_format, level, stream)
+    with stream.writing(lambda count: logger.error("log_lines_dropped", count=count)):
+        yield logger
+
+
+def configure(
+    log_format: str | None, level: str, stream: TextIO | QueuedStream | None = None
+) -> FilteringBoundLogger:
     """Set up logging for the process.
 
     Args:
@@ -71,7 +90,7 @@ def configure(log_format: str | None, level: str, stream: TextIO | None = None) 
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Unbreakable(target))),
+        logger_factory=lambda *_: _Lines(target),
         cache_logger_on_first_use=False,
     )
     logger: FilteringBoundLogger = structlog.get_logger()
@@ -79,20 +98,21 @@ def configure(log_format: str | None, level: str, stream: TextIO | None = None) 
     return logger
 
 
-class _Unbreakable:
-    """A stream whose failures stay its own: a full disk must not end sessions, nor the proxy."""
+class _Lines:
+    """Where rendered events go, one write a line; failures of the stream stay its own.
 
-    def __init__(self, stream: TextIO) -> None:
+    Without structlog's lock: an object that is collected while we write can make an event, too.
+    """
+
+    def __init__(self, stream: TextIO | QueuedStream) -> None:
         self._stream = stream
 
-    def write(self, text: str) -> int:
+    def msg(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):
-            return self._stream.write(text)
-        return 0
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
             self._stream.flush()
+
+    debug = info = warning = error = msg
 
 
 def _render_json(_logger: object, _name: str, event: MutableMapping[str, Any]) -> str:
@@ -135,11 +155,17 @@ class RefusalFolder:
 
     def __init__(self, write: Callable[..., Any]) -> None:
         self._write = write
-        self._counts: dict[tuple[str, str], int] = {}
+        self._counts: dict[tuple[str, str, str], int] = {}
 
-    def admits(self, source: str, reason: str) -> bool:
-        """Whether this refusal is to be written; otherwise it is counted."""
-        key = (source, reason)
+    def admits(self, event: str, source: str, reason: str) -> bool:
+        """Whether this refusal is to be written; otherwise it is counted.
+
+        Args:
+            event: the event that would tell it.
+            source: a `ClientAddress.source`.
+            reason: what the event would say.
+        """
+        key = (event, source, reason)
         if key not in self._counts and len(self._counts) >= FOLD_SOURCES:
             return True
         self._counts[key] = self._counts.get(key, 0) + 1
@@ -148,9 +174,15 @@ class RefusalFolder:
     def flush(self) -> None:
         """Say how many were not written, and start over. Called once a second."""
         counts, self._counts = self._counts, {}
-        for (source, reason), count in counts.items():
+        for (event, source, reason), count in counts.items():
             if count > FOLD_AFTER:
-                self._write("refusals_folded", client_addr=source, reason=reason, count=count - FOLD_AFTER)
+                self._write(
+                    "refusals_folded",
+                    folded=event,
+                    client_addr=source,
+                    reason=reason,
+                    count=count - FOLD_AFTER,
+                )
 
 
 class SessionLog:
@@ -167,6 +199,7 @@ class SessionLog:
         self._folder = folder
         self._fields: dict[str, object] = dict.fromkeys(SESSION_FIELDS)
         self.note(**fields)
+        self._source = ""
         self.is_decided = False
 
     def note(self, **fields: object) -> None:
@@ -179,6 +212,7 @@ class SessionLog:
 
     def note_address(self, address: ClientAddress, os_user: OSUser | None) -> None:
         """Remember where the client comes from."""
+        self._source = address.source
         self.note(client_addr=str(address), client_port=address.port)
         if os_user is not None:
             self.note(os_user=os_user.name, os_uid=os_user.uid, os_pid=os_user.pid)
@@ -205,7 +239,7 @@ class SessionLog:
         """Write `session_decided` for one that was not."""
         self.is_decided = True
         self.note(kind=kind, sqlstate=sqlstate, reason=reason, verdict="refused")
-        if self._folder.admits(str(self._fields["client_addr"]), str(self._fields["reason"])):
+        if self._folder.admits("session_decided", self._source, str(self._fields["reason"])):
             write = self._logger.debug if kind == "probe" else self._logger.info
             write("session_decided", **self._fields)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
 
 import ifaddr
 import trio
@@ -13,6 +14,9 @@ from pgtlsproxy.policy.addresses import Interface
 from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.records import LineRef
 from pgtlsproxy.proxy.stages import Negotiated
+
+INTERFACE_LISTINGS: Final = trio.CapacityLimiter(8)
+"""Listings of this host's interfaces under way at once."""
 
 
 async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
@@ -34,7 +38,11 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
     facts = Facts()
     try:
         while isinstance(decision := decide(accepted.listener.rules, request, facts), Needs):
-            facts = Facts(interfaces=await trio.to_thread.run_sync(_interfaces))
+            facts = Facts(
+                interfaces=await trio.to_thread.run_sync(
+                    _interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
+                )
+            )
     except AccessRefused as refusal:
         log.note(method=refusal.method, decided_by=refusal.decided_by)
         _note_lines(log, refusal.hba, refusal.ident)

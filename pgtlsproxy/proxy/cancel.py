@@ -9,7 +9,6 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv6Address, IPv6Network
 from typing import Final
 
 import trio
@@ -17,6 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.identity import ClientAddress
+from pgtlsproxy.observability.logs import RefusalFolder
 from pgtlsproxy.protocol.startup import CancelRequest
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.dial import dial
@@ -51,11 +51,13 @@ class Cancels:
 
     Args:
         logger: told of what is dropped.
+        folder: what holds floods of that back.
         resolver: who turns names of backends into addresses.
     """
 
-    def __init__(self, logger: FilteringBoundLogger, resolver: Resolver) -> None:
+    def __init__(self, logger: FilteringBoundLogger, folder: RefusalFolder, resolver: Resolver) -> None:
         self._logger = logger
+        self._folder = folder
         self._resolver = resolver
         self._live: dict[tuple[str, int], list[_Live]] = {}
         self._slots = trio.CapacityLimiter(IN_FLIGHT)
@@ -142,7 +144,7 @@ class Cancels:
         now = trio.current_time()
         if now - self._window >= 1.0:
             self._window, self._counts = now, {}
-        source = _source(address)
+        source = address.source
         count = self._counts.get(source, 0) + 1
         if source not in self._counts and len(self._counts) >= SOURCES:
             return False
@@ -150,16 +152,10 @@ class Cancels:
         return count <= rate or rate == 0
 
     def _dropped(self, accepted: Accepted, reason: str) -> None:
-        self._logger.info(
-            "cancel_dropped",
-            listener=accepted.listener.name,
-            client_addr=str(accepted.address),
-            reason=reason,
-        )
-
-
-def _source(address: ClientAddress) -> str:
-    """Who is counted as one: an IPv4 address, an IPv6 /64, or everybody at the Unix sockets."""
-    if isinstance(address.ip, IPv6Address):
-        return str(IPv6Network((address.ip, 64), strict=False))
-    return str(address)
+        if self._folder.admits("cancel_dropped", accepted.address.source, reason):
+            self._logger.info(
+                "cancel_dropped",
+                listener=accepted.listener.name,
+                client_addr=str(accepted.address),
+                reason=reason,
+            )

@@ -30,6 +30,9 @@ from pgtlsproxy.tls.verify import is_ip_address, verify_host_name
 WITHOUT_TLS: Final = "disable"
 TLS_IF_OFFERED: Final = "prefer"
 
+UNIX_PEER_CHECKS: Final = trio.CapacityLimiter(8)
+"""Unix sockets whose owner or folder is looked up at once. A look-up that hangs keeps its thread."""
+
 
 async def dial(address: BackendAddress, backend: Backend, context: SSL.Context | None) -> Leg:
     """Connect to an address and make it prove itself, within connect_timeout.
@@ -70,7 +73,7 @@ async def _connect(address: BackendAddress, backend: Backend) -> socket.socket:
         if error:
             raise BackendUnavailable(f"{address}: {os.strerror(error)}")
         if address.ip is None:
-            _check_unix_peer(sock, address, backend.requirepeer)
+            await _check_unix_peer(sock, address, backend.requirepeer)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -80,8 +83,16 @@ async def _connect(address: BackendAddress, backend: Backend) -> socket.socket:
     return sock
 
 
-def _check_unix_peer(sock: socket.socket, address: BackendAddress, requirepeer: str | None) -> None:
+async def _check_unix_peer(sock: socket.socket, address: BackendAddress, requirepeer: str | None) -> None:
     """A Unix socket has no certificate: its owner or its folder vouches for it, before a byte is sent."""
+    uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    # A user database or a file system behind a network may not answer.
+    await trio.to_thread.run_sync(
+        _judge_unix_peer, uid, address, requirepeer, abandon_on_cancel=True, limiter=UNIX_PEER_CHECKS
+    )
+
+
+def _judge_unix_peer(uid: int, address: BackendAddress, requirepeer: str | None) -> None:
     if requirepeer is None:
         mode = Path(address.host).stat().st_mode
         if mode & stat.S_IWOTH:
@@ -92,7 +103,6 @@ def _check_unix_peer(sock: socket.socket, address: BackendAddress, requirepeer: 
         return
     import pwd  # noqa: PLC0415 - not on every platform that this package is imported on
 
-    uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import math
 import os
 import resource
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -21,7 +23,7 @@ from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.relay import open_relay
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.selftest import prove_tls
-from pgtlsproxy.proxy.session import Services, serve_session
+from pgtlsproxy.proxy.session import HARD_LIMIT_MARGIN, Services, serve_session
 from pgtlsproxy.proxy.snapshot import Reloaded, Snapshot, reload
 from pgtlsproxy.proxy.sockets import (
     BindError,
@@ -31,9 +33,21 @@ from pgtlsproxy.proxy.sockets import (
 )
 
 ACCEPT_BACKOFF_SECONDS: Final = 0.1
-"""How long accepting rests when the process or the system is out of descriptors or memory."""
+"""How long accepting rests behind a failure that the next attempt may meet again."""
 
-OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+COMPLAINT_SECONDS: Final = 1.0
+"""How often at most a listener that cannot accept says so."""
+
+LOST_CONNECTION: Final = frozenset(
+    {
+        errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
+        errno.EHOSTUNREACH, errno.ENONET, errno.ENOPROTOOPT,
+    }
+)  # fmt: skip
+"""What accept(2) says of one connection that broke while it waited, and that is out of the queue then."""
+
+OWN_DESCRIPTORS: Final = 128
+"""Descriptors besides the sessions': listening sockets, files at a reload, CancelRequests under way."""
 
 
 @dataclass(slots=True)
@@ -49,6 +63,7 @@ class Server:
     snapshot: Snapshot
     services: Services
     logger: FilteringBoundLogger
+    _complained: dict[str, float] = field(default_factory=dict)
 
     async def run(self, listening: Sequence[tuple[str, ListeningSocket]]) -> None:
         """Serve until SIGTERM or SIGINT; sessions are then ended at once.
@@ -63,10 +78,14 @@ class Server:
                         nursery.start_soon(self._accept, name, opened, nursery)
                         self.logger.info("listening", listener=name, address=opened.shown)
                     nursery.start_soon(self._flush_folded)
+                    # One place: however often we are told during a reload, one more sees it all.
+                    told, reloads = trio.open_memory_channel[None](1)
+                    nursery.start_soon(self._reload_when_told, reloads)
                     self.logger.info("ready", version=__version__, generation=self.snapshot.generation)
                     async for number in signals:
                         if number == signal.SIGHUP:
-                            await self._reload()
+                            with contextlib.suppress(trio.WouldBlock):
+                                told.send_nowait(None)
                             continue
                         self.logger.info("shutting_down", signal=signal.Signals(number).name)
                         nursery.cancel_scope.cancel()
@@ -76,11 +95,19 @@ class Server:
             self.services.folder.flush()
             self.logger.info("stopped")
 
+    async def _reload_when_told(self, reloads: trio.MemoryReceiveChannel[None]) -> None:
+        async for _ in reloads:
+            await self._reload()
+
     async def _reload(self) -> None:
-        """Build what the files now say aside, off the event loop, and swap it in."""
+        """Build what the files now say aside, off the event loop, and swap it in.
+
+        Cancellation: the thread may go on, with a passphrase command or a file system that hangs; what it
+        builds is dropped.
+        """
         self.logger.info("reloading")
         try:
-            result: Reloaded = await trio.to_thread.run_sync(reload, self.snapshot)
+            result: Reloaded = await trio.to_thread.run_sync(reload, self.snapshot, abandon_on_cancel=True)
         except Exception as error:
             # A file that trips us must not end the sessions that are served.
             self.logger.error("bug", exc_info=error)
@@ -108,14 +135,22 @@ class Server:
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(opened.sock)
             except OSError as error:
-                # Others (ECONNABORTED and the like) concern the one client that is gone already.
-                if error.errno in OUT_OF_RESOURCES:
-                    self.logger.error("accept_failed", listener=name, reason=error.strerror)
-                    await trio.sleep(ACCEPT_BACKOFF_SECONDS)
+                if error.errno in LOST_CONNECTION:
+                    await trio.lowlevel.checkpoint()
+                    continue
+                # Out of descriptors or memory, forbidden by a firewall: the connection still waits.
+                self._complain(name, error)
+                await trio.sleep(ACCEPT_BACKOFF_SECONDS)
             else:
                 sock.setblocking(False)
                 nursery.start_soon(serve_session, sock, name, self.snapshot, self.services)
                 await trio.lowlevel.checkpoint()
+
+    def _complain(self, listener: str, error: OSError) -> None:
+        now = trio.current_time()
+        if now - self._complained.get(listener, -math.inf) >= COMPLAINT_SECONDS:
+            self._complained[listener] = now
+            self.logger.error("accept_failed", listener=listener, reason=error.strerror)
 
 
 def bind(snapshot: Snapshot) -> list[tuple[str, ListeningSocket]]:
@@ -145,6 +180,29 @@ def bind(snapshot: Snapshot) -> list[tuple[str, ListeningSocket]]:
     return opened
 
 
+def raise_descriptor_limit(max_connections: int, logger: FilteringBoundLogger) -> None:
+    """Take as many descriptors as the system grants, and warn where sessions need more.
+
+    Args:
+        max_connections: sessions, each with a socket on either leg.
+        logger: told of what is missing.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # what was granted cannot always be had
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A client that is one too many is heard, and costs one socket.
+    needed = 2 * max_connections + HARD_LIMIT_MARGIN + OWN_DESCRIPTORS
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        logger.warning(
+            "too_few_descriptors",
+            limit=limit,
+            needed=needed,
+            max_connections=max_connections,
+            advice="raise LimitNOFILE= (systemd) or the hard limit of nofile, or lower max_connections",
+        )
+
+
 def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
     """Run the proxy until it is told to end.
 
@@ -155,6 +213,7 @@ def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
     prove_tls()
     # A core dump would hold keys and passwords.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    raise_descriptor_limit(snapshot.settings.max_connections, logger)
     listening = bind(snapshot)
     if os.geteuid() == 0:
         logger.warning("running_as_root", advice="let systemd, the container or setpriv drop privileges")
@@ -163,7 +222,7 @@ def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
         folder = RefusalFolder(logger.info)
         resolver = Resolver(logger)
         async with open_relay() as relay:
-            services = Services(logger, folder, resolver, Cancels(logger, resolver), relay)
+            services = Services(logger, folder, resolver, Cancels(logger, folder, resolver), relay)
             await Server(snapshot, services, logger).run(listening)
 
     trio.run(main)

@@ -205,22 +205,24 @@ def _plain_ip(text: str) -> IPAddress:
     return ip
 
 
-def os_user(sock: socket.socket) -> OSUser | None:
-    """Who is at the other end of a Unix socket, as the kernel says; None on TCP.
+def unix_peer(sock: socket.socket) -> OSUser:
+    """Who is at the other end of a Unix socket, as the kernel says; a number without a name so far.
 
-    A uid that the system's user database does not list has no name; nor has the overflow uid, which
-    stands for everybody whom this user namespace does not know.
+    The overflow uid stands for everybody whom this user namespace does not know, and so for nobody.
     """
-    if sock.family != socket.AF_UNIX:
-        return None
     pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid == _overflow_uid():
-        return OSUser(uid, gid, pid, None, is_known=False)
+    return OSUser(uid, gid, pid, None, is_known=uid != _overflow_uid())
+
+
+def name_of(uid: int) -> str | None:
+    """The name of a uid; None where the system's user database lists none.
+
+    The database may be a directory server that does not answer: this can block for ever.
+    """
     try:
-        name = pwd.getpwuid(uid).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        name = None
-    return OSUser(uid, gid, pid, name)
+        return None
 
 
 def _overflow_uid() -> int:

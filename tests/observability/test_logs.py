@@ -104,9 +104,41 @@ def test_identical_refusals_are_folded_and_counted():
     folder.flush()
     names = [event["event"] for event in events(stream)]
     assert names == ["session_decided"] * FOLD_AFTER + ["refusals_folded"]
-    assert events(stream)[-1]["count"] == 5
+    assert (events(stream)[-1]["folded"], events(stream)[-1]["count"]) == ("session_decided", 5)
     log.refused("denied", "28000", "no line")
     assert events(stream)[-1]["event"] == "session_decided"
+
+
+SOURCES = {
+    "one IPv4 address": (["192.0.2.1"] * 2, ["192.0.2.1"]),
+    "two IPv4 addresses": (["192.0.2.1", "192.0.2.2"], []),
+    "a network that one IPv6 client has": (["2001:db8::1", "2001:db8::ffff:0:0:2"], ["2001:db8::/64"]),
+    "two of those": (["2001:db8::1", "2001:db8:0:1::1"], []),
+    "Unix sockets": ([None] * 2, ["[local]"]),
+}
+
+
+@pytest.mark.parametrize(("addresses", "folded"), SOURCES.values(), ids=SOURCES)
+def test_a_source_is_what_one_client_can_have_addresses_of(addresses, folded):
+    stream = io.StringIO()
+    logger = configure("json", "info", stream)
+    folder = RefusalFolder(logger.info)
+    for number in range(FOLD_AFTER + 2):
+        ip = addresses[number % 2]
+        log = SessionLog(logger, folder, session="abc", generation=1)
+        log.note_address(ClientAddress(ip and ip_address(ip), number, is_local=False), None)
+        log.refused("denied", "28000", "no line")
+    folder.flush()
+    told = [event for event in events(stream) if event["event"] == "refusals_folded"]
+    assert [event["client_addr"] for event in told] == folded
+
+
+def test_what_is_folded_of_one_event_is_not_held_against_another():
+    folder = RefusalFolder(lambda *_, **__: None)
+    for _ in range(FOLD_AFTER):
+        assert folder.admits("session_decided", "192.0.2.1", "no")
+    assert not folder.admits("session_decided", "192.0.2.1", "no")
+    assert folder.admits("cancel_dropped", "192.0.2.1", "no")
 
 
 def test_a_probe_is_below_info():

@@ -13,6 +13,8 @@ from fixtures.shared_proxy import complete_log
 RATE = 5
 FLOOD = 300
 IN_FLIGHT = 32
+FOLD_AFTER = 10
+"""Equal refusals of a source that are told in a second."""
 LOG_IN = asks_for_scram(password("alice"))
 
 
@@ -66,6 +68,19 @@ def test_most_of_them_are_dropped_and_sessions_go_on(running, backend, session):
     dropped = [each for each in complete_log(running, "tls") if each["event"] == "cancel_dropped"]
     assert dropped
     assert "cancel_rate" in dropped[0]["reason"]
+
+
+def test_those_that_are_dropped_are_counted_in_the_log_and_do_not_flood_it(running, backend):
+    start = time.monotonic()
+    for number in range(FLOOD):
+        cancel(running, number, b"none", listener="drop")
+    seconds = time.monotonic() - start
+    running.stop()
+    told = len(running.log_events("cancel_dropped"))
+    assert told <= FOLD_AFTER * (seconds + 2)
+    folded = running.log_events("refusals_folded")
+    assert {(each["folded"], each["client_addr"]) for each in folded} == {("cancel_dropped", "127.0.0.1")}
+    assert told + sum(each["count"] for each in folded) == FLOOD
 
 
 def test_a_key_of_a_session_here_is_outside_the_budget(running, backend, session):

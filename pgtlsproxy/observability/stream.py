@@ -1,0 +1,108 @@
+"""A stream that nobody waits for: lines queue up for a thread that writes them.
+
+Whoever reads our stderr may stop reading, and a write to a full pipe blocks. That must hold up one
+thread, and neither the event loop nor the end of the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final, TextIO
+
+MAX_LINES: Final = 10_000
+"""Lines that wait to be written; then they are dropped."""
+
+MAX_OCTETS: Final = 8 * 1024 * 1024
+"""Octets that wait to be written; then lines are dropped."""
+
+DRAIN_SECONDS: Final = 1.0
+"""How long what is queued at the end may take to be written."""
+
+
+class QueuedStream:
+    """The lines of a text stream, written whole and in order by a thread of its own.
+
+    When the queue is full, lines are dropped and counted until half of it is free again, so that the
+    reader finds one gap and its size, and not a gap behind every line. Failures of the stream stay its
+    own: a full disk must not end sessions, nor the proxy.
+
+    Args:
+        stream: what has a file descriptor; nobody else may write to it meanwhile.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        # Not the stream itself: the interpreter cannot end while a thread is blocked inside its buffer.
+        self._descriptor = stream.fileno()
+        self._process = os.getpid()
+        self._lines: deque[bytes] = deque()
+        self._octets = 0
+        self._dropped = 0
+        # Reentrant, for a collected object can make an event in the middle of any of ours.
+        self._changed = threading.Condition(threading.RLock())
+
+    def isatty(self) -> bool:
+        """Whether a person may be reading."""
+        return self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Queue one line, with its end, or drop it. Never waits and never fails."""
+        line = text.encode(self._stream.encoding, "backslashreplace")
+        if os.getpid() != self._process:
+            self._write_whole(line)  # a forked child has no writer
+            return len(text)
+        with self._changed:
+            if self._dropped or len(self._lines) >= MAX_LINES or self._octets >= MAX_OCTETS:
+                self._dropped += 1
+            else:
+                self._lines.append(line)
+                self._octets += len(line)
+                self._changed.notify_all()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: the writer leaves nothing in between."""
+
+    @contextlib.contextmanager
+    def writing(self, on_dropped: Callable[[int], None]) -> Iterator[None]:
+        """Write what is queued while the context lasts; wait for the rest, but not for long, when it ends.
+
+        Args:
+            on_dropped: told how many lines are missing; what it writes stands where they would have stood.
+        """
+        threading.Thread(target=self._write_lines, args=(on_dropped,), name="log", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._lines, DRAIN_SECONDS)
+
+    def _write_lines(self, on_dropped: Callable[[int], None]) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                line = self._lines[0]
+            self._write_whole(line)
+            with self._changed:
+                self._lines.popleft()
+                self._octets -= len(line)
+                if self._dropped and len(self._lines) <= MAX_LINES // 2 and self._octets <= MAX_OCTETS // 2:
+                    count, self._dropped = self._dropped, 0
+                    on_dropped(count)
+                self._changed.notify_all()
+
+    def _write_whole(self, line: bytes) -> None:
+        left = memoryview(line)
+        with contextlib.suppress(OSError):
+            while left:
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except BlockingIOError:  # whoever shares our stderr may have made it non-blocking
+                    poll = select.poll()
+                    poll.register(self._descriptor, select.POLLOUT)
+                    poll.poll()

@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Final, TypeVar
 
 from pgtlsproxy.config import Listener, Settings, load_settings
@@ -23,6 +22,7 @@ from pgtlsproxy.tls.file_access import (
     key_file_problem,
     read_directory,
     read_file,
+    read_file_and_status,
     read_key_file,
     system_roots,
 )
@@ -101,12 +101,10 @@ def _read_each(files: Mapping[str, str], reader: Callable[[str, str], _T]) -> di
 
 def _read_settings(path: str) -> tuple[Settings | None, tuple[Mistake, ...]]:
     try:
-        content = read_file(path, "configuration file")
+        content, status = read_file_and_status(path, "configuration file")
         settings = load_settings(path, content)
         if any(backend.has_inline_secret for backend in settings.backends.values()):
-            problem = key_file_problem(
-                path, Path(path).stat(), os.geteuid(), "configuration file with sslpassword"
-            )
+            problem = key_file_problem(path, status, os.geteuid(), "configuration file with sslpassword")
             if problem is not None:
                 raise UnusableFile(problem)
     except UnusableFile as error:

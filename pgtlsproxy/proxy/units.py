@@ -153,10 +153,10 @@ class Units:
             ("ssl_crl_dir", listener.ssl_crl_dir),
         )
 
-    def server_options(self, name: str, listener: Listener, pair: KeyPair, trust: Trust | None) -> TLSOptions:
-        """The TLS settings of a listener, which OpenSSL takes together with its certificate and CA."""
+    def server_options(self, name: str, listener: Listener) -> TLSOptions:
+        """The TLS settings of a listener."""
         where = f"listeners.{name}"
-        options = TLSOptions(
+        return TLSOptions(
             min_protocol_version=listener.ssl_min_protocol_version,
             max_protocol_version=listener.ssl_max_protocol_version,
             ciphers=listener.ssl_ciphers,
@@ -169,11 +169,15 @@ class Units:
                 else None
             ),
         )
+
+    def server_context(
+        self, name: str, pair: KeyPair, trust: Trust | None, options: TLSOptions
+    ) -> SSL.Context:
+        """The TLS context of a listener."""
         try:
-            contexts.server_context(pair, trust, options)
+            return contexts.server_context(pair, trust, options)
         except ContextError as error:
-            raise ConfigError(error.located(f"{self._files.path}: {where}")) from None
-        return options
+            raise ConfigError(error.located(f"{self._files.path}: listeners.{name}")) from None
 
     def backend_trust(self, name: str, backend: Backend) -> Trust | None:
         """Who vouches for a backend; None where nothing is verified."""

@@ -49,6 +49,10 @@ class UserCertificates:
         self._trust = trust
         self._contexts: OrderedDict[str, SSL.Context] = OrderedDict()
 
+    def trusting(self, trust: Trust | None) -> UserCertificates:
+        """The same, with another trust."""
+        return UserCertificates(self._settings, self._passphrase, self._options, trust)
+
     async def context_for(self, user: str) -> SSL.Context:
         """The context with the user's certificate.
 

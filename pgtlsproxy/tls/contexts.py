@@ -117,6 +117,9 @@ class HandshakeRecord:
 UNREADABLE: Final = (ValueError, x509.InvalidVersion)
 """What cryptography raises at certificates that OpenSSL reads and it does not."""
 
+UNUSABLE: Final = (*UNREADABLE, crypto.Error, SSL.Error)
+"""What comes of a certificate or CRL that one of the two does not take: their parsers differ."""
+
 
 class NoCommonALPN(Exception):
     """The client offered ALPN protocols and `postgresql` was not among them."""
@@ -148,16 +151,16 @@ def server_context(pair: KeyPair, trust: Trust | None, options: TLSOptions) -> S
     if trust is None:
         context.set_verify(SSL.VERIFY_NONE, None)
     else:
-        _apply_trust(context, trust)
-        for anchor in trust.anchors:
-            # Java and .NET choose their certificate by the list of acceptable issuers.
-            context.add_client_ca(anchor)
+        mistakes.extend(_apply_trust(context, trust, "ssl_ca_file", "ssl_crl_file"))
     context.set_session_id(b"pgtlsproxy")
     context.set_alpn_select_callback(_select_alpn)
     if options.dh_params is not None:
         mistakes.extend(_apply_dh_params(context, options.dh_params))
     if mistakes:
         raise ContextError(mistakes)
+    for anchor in trust.anchors if trust is not None else ():
+        # Java and .NET choose their certificate by the list of acceptable issuers.
+        context.add_client_ca(anchor)
     handshake_with_itself(context, options)
     return context
 
@@ -177,7 +180,7 @@ def backend_context(pair: KeyPair | None, trust: Trust | None, options: TLSOptio
     if trust is None:
         context.set_verify(SSL.VERIFY_NONE, None)
     else:
-        _apply_trust(context, trust)
+        mistakes.extend(_apply_trust(context, trust, "sslrootcert", "sslcrl"))
     context.set_alpn_protos([ALPN_PROTOCOL])
     if mistakes:
         raise ContextError(mistakes)
@@ -268,22 +271,31 @@ def _apply_pair(context: SSL.Context, pair: KeyPair, key_setting: str) -> list[t
             context.add_extra_chain_cert(intermediate)
         context.use_privatekey(pair.key)  # type: ignore[arg-type] # DH and X25519 keys fail here, as they should
         context.check_privatekey()
-    except (SSL.Error, TypeError, ValueError) as error:
+    except (*UNUSABLE, TypeError) as error:
         return [(key_setting, f"OpenSSL does not take the certificate and its key: {openssl_reason(error)}")]
     return []
 
 
-def _apply_trust(context: SSL.Context, trust: Trust) -> None:
+def _apply_trust(
+    context: SSL.Context, trust: Trust, ca_setting: str, crl_setting: str
+) -> list[tuple[str, str]]:
+    context.set_verify(SSL.VERIFY_PEER, _note_verify_error)
     store = context.get_cert_store()
     if store is None:  # pragma: no cover - OpenSSL makes one with every context
-        raise ContextError([("ssl_ca_file", "OpenSSL has no certificate store")])
-    for anchor in trust.anchors:
-        store.add_cert(crypto.X509.from_cryptography(anchor))
-    for crl in trust.crls:
-        store.add_crl(crl)
+        return [(ca_setting, "OpenSSL has no certificate store")]
+    try:
+        for anchor in trust.anchors:
+            store.add_cert(crypto.X509.from_cryptography(anchor))
+    except UNUSABLE as error:
+        return [(ca_setting, f"OpenSSL does not take a certificate in it: {openssl_reason(error)}")]
+    try:
+        for crl in trust.crls:
+            store.add_crl(crl)
+    except UNUSABLE as error:
+        return [(crl_setting, f"OpenSSL does not take a CRL in it: {openssl_reason(error)}")]
     if trust.check_crls:
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
-    context.set_verify(SSL.VERIFY_PEER, _note_verify_error)
+    return []
 
 
 def _apply_dh_params(context: SSL.Context, pem: bytes) -> list[tuple[str, str]]:

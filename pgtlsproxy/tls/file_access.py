@@ -117,11 +117,21 @@ def read_file(path: str, kind: str) -> bytes:
     Raises:
         UnusableFile: it cannot be opened, is not a regular file, or is over 16 MB.
     """
+    return read_file_and_status(path, kind)[0]
+
+
+def read_file_and_status(path: str, kind: str) -> tuple[bytes, os.stat_result]:
+    """Read a file whose content tells whether it is secret, and what `key_file_problem` then judges.
+
+    Raises:
+        UnusableFile: as `read_file`.
+    """
     descriptor = _open(path, kind)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise UnusableFile(f'{kind} "{path}" is not a regular file')
-        return _read(descriptor, path, kind, MAX_FILE_OCTETS)
+        return _read(descriptor, path, kind, MAX_FILE_OCTETS), status
     finally:
         os.close(descriptor)
 
@@ -137,7 +147,7 @@ def read_directory(path: str, kind: str) -> tuple[tuple[str, bytes], ...]:
     """
     try:
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_file() and entry.name[0] != ".")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UnusableFile(_cannot_open(path, error, kind)) from None
     contents: dict[bytes, str] = {}
     octets = 0
@@ -172,7 +182,7 @@ def system_roots(environment: Mapping[str, str], bundles: Sequence[str] = USUAL_
     if not places:
         places.extend(bundles)
         for bundle in bundles:
-            if Path(bundle).exists():
+            if os.access(bundle, os.F_OK):
                 return SystemRoots(bundle, read_file(bundle, "root certificate file"))
     if not contents:
         raise UnusableFile(

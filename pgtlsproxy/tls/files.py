@@ -8,7 +8,7 @@ cannot be read is an error, as is a file that ends in the middle of one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NoReturn
@@ -22,11 +22,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
     load_pem_private_key,
 )
+from OpenSSL import crypto
 
 from pgtlsproxy.errors import ClientCertificateRefused
 from pgtlsproxy.identity import Secret, printable
 from pgtlsproxy.tls.certificates import describe
-from pgtlsproxy.tls.contexts import KeyPair
+from pgtlsproxy.tls.contexts import UNUSABLE, KeyPair, openssl_reason
 from pgtlsproxy.tls.file_access import UnusableFile
 
 CERTIFICATE_LABELS: Final = ("CERTIFICATE", "X509 CERTIFICATE")
@@ -166,14 +167,13 @@ def revocation_lists(
     failure = f'could not load {kind} "{file}"'
     blocks = _split(content, failure)
     if not blocks and content.startswith(_DER_SEQUENCE):
-        try:
-            return (x509.load_der_x509_crl(content),)
-        except ValueError as error:
-            raise UnusableFile(f"{failure}: it is no CRL in DER: {error}") from None
+        return (_parse_crl(content, x509.load_der_x509_crl, f"{failure}: it is no CRL in DER"),)
     crls = [block for block in blocks if block.label == CRL_LABEL]
     if not crls:
         raise _without("CRL", blocks, content, failure)
-    return tuple(_parse_crl(block, failure) for block in crls)
+    return tuple(
+        _parse_crl(block.pem, x509.load_pem_x509_crl, f"{failure}: {block} is no CRL") for block in crls
+    )
 
 
 def revocation_lists_in_directory(
@@ -256,17 +256,24 @@ def _certificates(content: bytes, shown: str) -> tuple[x509.Certificate, ...]:
 
 
 def _parse_certificate(block: _Block, failure: str) -> x509.Certificate:
+    # OpenSSL's parser refuses what cryptography's lets pass, and has the last word in a context.
     try:
-        return x509.load_pem_x509_certificate(block.pem)
-    except (ValueError, x509.InvalidVersion) as error:
-        raise UnusableFile(f"{failure}: {block} is no certificate: {error}") from None
+        certificate = x509.load_pem_x509_certificate(block.pem)
+        crypto.X509Store().add_cert(crypto.X509.from_cryptography(certificate))
+    except UNUSABLE as error:
+        raise UnusableFile(f"{failure}: {block} is no certificate: {openssl_reason(error)}") from None
+    return certificate
 
 
-def _parse_crl(block: _Block, failure: str) -> x509.CertificateRevocationList:
+def _parse_crl(
+    content: bytes, parse: Callable[[bytes], x509.CertificateRevocationList], failure: str
+) -> x509.CertificateRevocationList:
     try:
-        return x509.load_pem_x509_crl(block.pem)
-    except (ValueError, x509.InvalidVersion) as error:
-        raise UnusableFile(f"{failure}: {block} is no CRL: {error}") from None
+        crl = parse(content)
+        crypto.X509Store().add_crl(crl)
+    except UNUSABLE as error:
+        raise UnusableFile(f"{failure}: {openssl_reason(error)}") from None
+    return crl
 
 
 def _pem_key(block: _Block, password: bytes, failure: str) -> PrivateKeyTypes:

@@ -1,6 +1,8 @@
 """Contexts: what they ask of a handshake, and what they refuse to be built from."""
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from pgtlsproxy import pki
@@ -203,3 +205,32 @@ def test_renegotiation_is_refused():
         client.renegotiate()
         contexts.handshake(server, client)
         client.do_handshake()
+
+
+def damaged(original, load):
+    """With a name that is not UTF-8: cryptography lets it pass, and OpenSSL does not."""
+    return load(original.public_bytes(Encoding.DER).replace(b"test CA", b"test C\xff"))
+
+
+DAMAGED_CA = Trust((CA.certificate, damaged(CA.certificate, x509.load_der_x509_certificate)))
+DAMAGED_CRL = Trust((CA.certificate,), (damaged(pki.make_crl(CA, []), x509.load_der_x509_crl),))
+
+
+@pytest.mark.parametrize(
+    ("trust", "server_setting", "backend_setting"),
+    [(DAMAGED_CA, "ssl_ca_file", "sslrootcert"), (DAMAGED_CRL, "ssl_crl_file", "sslcrl")],
+)
+def test_a_ca_or_crl_that_openssl_refuses_is_a_mistake_in_its_setting(trust, server_setting, backend_setting):
+    with pytest.raises(ContextError, match="invalid utf8string") as caught:
+        server_context(pair(SERVER), trust, TLSOptions(ciphers="NOTHING"))
+    assert [key for key, _ in caught.value.mistakes] == ["ssl_ciphers", server_setting]
+    with pytest.raises(ContextError, match="invalid utf8string") as caught:
+        backend_context(None, trust, TLSOptions(groups="nope"))
+    assert [key for key, _ in caught.value.mistakes] == ["ssl_groups", backend_setting]
+
+
+def test_a_certificate_that_openssl_refuses_is_a_mistake_in_its_setting():
+    unreadable = damaged(SERVER.certificate, x509.load_der_x509_certificate)
+    with pytest.raises(ContextError, match="invalid utf8string") as caught:
+        server_context(KeyPair((unreadable,), SERVER.key), None, TLSOptions())
+    assert [key for key, _ in caught.value.mistakes] == ["ssl_key_file"]

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 
 from pgtlsproxy.config import Listener, Settings, load_settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret, printable
 from pgtlsproxy.tls.file_access import (
+    Folder,
     SystemRoots,
     UnusableFile,
     key_file_problem,
@@ -55,6 +57,7 @@ class SnapshotFiles:
         plain: certificates, CAs, CRLs, hba and ident files by path: their bytes, or why there are none.
         keys: files with secrets, read under PostgreSQL's permission rule.
         directories: CRL directories.
+        folders: where the users' certificates and keys are, which are read when a session needs them.
         roots: the system's root certificates, where something asks for them.
         passphrases: by listener name, what ssl_passphrase_command printed.
     """
@@ -65,6 +68,7 @@ class SnapshotFiles:
     plain: Mapping[str, bytes | UnusableFile] = field(repr=False)
     keys: Mapping[str, bytes | UnusableFile] = field(repr=False)
     directories: Mapping[str, Directory | UnusableFile] = field(repr=False)
+    folders: Mapping[str, Folder | UnusableFile] = field(repr=False)
     roots: SystemRoots | UnusableFile | None = field(repr=False)
     passphrases: Mapping[str, Secret | UnusableFile] = field(repr=False)
 
@@ -80,7 +84,7 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
     settings, mistakes = _read_settings(path)
     named = settings or in_service
     if named is None:
-        return SnapshotFiles(path, None, mistakes, {}, {}, {}, None, {})
+        return SnapshotFiles(path, None, mistakes, {}, {}, {}, {}, None, {})
     plain, keys, directories = _named_files(named)
     uid = os.geteuid()
     wants_roots = any(backend.sslrootcert == SYSTEM_ROOTS for backend in named.backends.values())
@@ -91,6 +95,7 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
         _read_each(plain, read_file),
         _read_each(keys, lambda file, kind: read_key_file(file, uid, kind)),
         _read_each(directories, read_directory),
+        _read_each(_user_folders(named), Folder),
         _attempt(lambda: system_roots(os.environ)) if wants_roots else None,
         {
             name: _attempt(partial(_passphrase, listener))
@@ -160,6 +165,17 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
         {path: kind for path, kind in keys.items() if kind},
         {path: kind for path, kind in directories.items() if kind},
     )
+
+
+def _user_folders(settings: Settings) -> dict[str, str]:
+    """The folders of users' certificates and keys, and what they are."""
+    return {
+        str(Path(template).parent): "folder"
+        for backend in settings.backends.values()
+        if backend.has_user_certificates
+        for template in (backend.sslcert, backend.sslkey)
+        if template is not None
+    }
 
 
 def _passphrase(listener: Listener) -> Secret:

@@ -6,6 +6,7 @@ Each function makes one unit, raises ConfigError with every mistake in it, and t
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -18,7 +19,7 @@ from pgtlsproxy.policy.hba import Method, parse_hba
 from pgtlsproxy.policy.ident import IdentMaps, parse_ident
 from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_soundness
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
-from pgtlsproxy.proxy.user_certificates import UserCertificates
+from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
 from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions, Trust
 from pgtlsproxy.tls.file_access import UnusableFile
@@ -205,7 +206,17 @@ class Units:
         """One certificate a user for a backend, read when it is needed; None where all share one."""
         if not backend.has_user_certificates:
             return None
-        return UserCertificates(backend, self._passphrase(name, backend), backend_options(backend), trust)
+        certificates = self._user_files(f"backends.{name}.sslcert", backend.sslcert or "")
+        keys = self._user_files(f"backends.{name}.sslkey", backend.sslkey or "")
+        passphrase = self._passphrase(name, backend)
+        return UserCertificates(certificates, keys, passphrase, backend_options(backend), trust)
+
+    def _user_files(self, where: str, template: str) -> UserFiles:
+        path = Path(template)
+        folder = self._files.folders[str(path.parent)]
+        if isinstance(folder, UnusableFile):
+            raise self._mistake(where, folder)
+        return UserFiles(folder, path.name)
 
     def _passphrase(self, name: str, backend: Backend) -> Secret | None:
         """The passphrase of a backend's sslkey, or of all of them with one a user; None without."""

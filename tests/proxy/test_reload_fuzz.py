@@ -140,6 +140,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def in_service(tmp_path: Path) -> Snapshot:
+    (tmp_path / "users").mkdir()
     write(tmp_path, ORIGINAL)
     return load(str(tmp_path / "pgtlsproxy.yaml")).snapshot
 

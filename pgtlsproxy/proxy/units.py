@@ -26,6 +26,7 @@ from pgtlsproxy.tls.file_access import UnusableFile
 from pgtlsproxy.tls.files import (
     certificate_chain,
     chain_warnings,
+    dh_parameters,
     key_pair,
     private_key,
     revocation_lists,
@@ -164,12 +165,16 @@ class Units:
             tls13_ciphers=listener.ssl_tls13_ciphers or "",
             groups=listener.ssl_groups or contexts.DEFAULT_CLIENT_GROUPS,
             prefer_server_ciphers=listener.ssl_prefer_server_ciphers,
-            dh_params=(
-                self._plain(f"{where}.ssl_dh_params_file", listener.ssl_dh_params_file)
-                if listener.ssl_dh_params_file is not None
-                else None
-            ),
+            dh_params=self._dh_params(f"{where}.ssl_dh_params_file", listener.ssl_dh_params_file),
         )
+
+    def _dh_params(self, where: str, path: str | None) -> bytes | None:
+        if path is None:
+            return None
+        try:
+            return dh_parameters(self._plain(where, path), path)
+        except UnusableFile as error:
+            raise self._mistake(where, error) from None
 
     def server_context(
         self, name: str, pair: KeyPair, trust: Trust | None, options: TLSOptions

@@ -9,7 +9,6 @@ server does the same (`be_tls_init` in be-secure-openssl.c).
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,7 +19,7 @@ from OpenSSL import SSL, crypto
 
 from pgtlsproxy.errors import Mistake
 
-from . import openssl
+from . import diffie_hellman, openssl
 
 ALPN_PROTOCOL: Final = b"postgresql"
 
@@ -85,7 +84,8 @@ class TLSOptions:
         tls13_ciphers: suites of TLS 1.3, joined by colons; empty for OpenSSL's default.
         groups: key exchange groups, joined by colons.
         prefer_server_ciphers: whether the order of the server decides.
-        dh_params: PEM of Diffie-Hellman parameters; None for none, and then no DHE suite works.
+        dh_params: PEM of a listener's Diffie-Hellman parameters for DHE suites; None for PostgreSQL's own,
+            where the security level of `ciphers` has a use for 2048 bits.
     """
 
     min_protocol_version: str = "TLSv1.2"
@@ -154,8 +154,7 @@ def server_context(pair: KeyPair, trust: Trust | None, options: TLSOptions) -> S
         mistakes.extend(_apply_trust(context, trust, "ssl_ca_file", "ssl_crl_file"))
     context.set_session_id(b"pgtlsproxy")
     context.set_alpn_select_callback(_select_alpn)
-    if options.dh_params is not None:
-        mistakes.extend(_apply_dh_params(context, options.dh_params))
+    mistakes.extend(_apply_dh_params(context, options.dh_params))
     if mistakes:
         raise ContextError(mistakes)
     for anchor in trust.anchors if trust is not None else ():
@@ -298,13 +297,12 @@ def _apply_trust(
     return []
 
 
-def _apply_dh_params(context: SSL.Context, pem: bytes) -> list[tuple[str, str]]:
+def _apply_dh_params(context: SSL.Context, pem: bytes | None) -> list[tuple[str, str]]:
     try:
-        with tempfile.NamedTemporaryFile() as copy:  # pyOpenSSL reads them from a file only; they are public
-            copy.write(pem)
-            copy.flush()
-            context.load_tmp_dh(copy.name)
-    except SSL.Error as error:
+        diffie_hellman.set_parameters(context, pem or diffie_hellman.BUILT_IN)
+    except (diffie_hellman.UnusableParameters, SSL.Error) as error:
+        if pem is None and isinstance(error, SSL.Error):
+            return []  # @SECLEVEL=3 and above leave no DHE suite
         return [("ssl_dh_params_file", f"OpenSSL does not take these DH parameters: {openssl_reason(error)}")]
     return []
 

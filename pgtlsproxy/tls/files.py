@@ -32,6 +32,7 @@ from pgtlsproxy.tls.file_access import UnusableFile
 
 CERTIFICATE_LABELS: Final = ("CERTIFICATE", "X509 CERTIFICATE")
 CRL_LABEL: Final = "X509 CRL"
+DH_PARAMETERS_LABELS: Final = ("DH PARAMETERS", "X9.42 DH PARAMETERS")
 TRUSTED_LABEL: Final = "TRUSTED CERTIFICATE"
 
 _MARKER: Final = re.compile(rb"^-----(BEGIN|END) ([A-Z0-9 ]{1,60})-----[ \t\r]*$", re.MULTILINE)
@@ -197,6 +198,20 @@ def revocation_lists_in_directory(
         if _HASHED_CRL_NAME.fullmatch(name) or name.endswith(".crl") or b"-----BEGIN X509 CRL-----" in content
         for crl in revocation_lists(content, f"{directory}/{name}")
     )
+
+
+def dh_parameters(content: bytes, file: str, kind: str = "DH parameters file") -> bytes:
+    """The first block of Diffie-Hellman parameters in ssl_dh_params_file, still in PEM.
+
+    Raises:
+        UnusableFile: there is none, or the file is empty or cut off. OpenSSL judges the block.
+    """
+    failure = f'could not load {kind} "{file}"'
+    blocks = _split(content, failure)
+    for block in blocks:
+        if block.label in DH_PARAMETERS_LABELS:
+            return block.pem
+    raise _without("DH PARAMETERS", blocks, content, failure)
 
 
 def _split(content: bytes, failure: str) -> list[_Block]:

@@ -1,12 +1,14 @@
 """Contexts: what they ask of a handshake, and what they refuse to be built from."""
 
+import subprocess
+
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from pgtlsproxy import pki
-from pgtlsproxy.tls import contexts, openssl
+from pgtlsproxy.tls import contexts, diffie_hellman, openssl
 from pgtlsproxy.tls.contexts import (
     ContextError,
     HandshakeRecord,
@@ -23,6 +25,13 @@ CA = pki.make_ca("test CA")
 SERVER = pki.issue_server(CA, ["localhost"])
 CLIENT = pki.issue_client(CA, "alice")
 TRUST = Trust((CA.certificate,))
+
+
+TOO_SMALL = b"""-----BEGIN DH PARAMETERS-----
+MEYCQQD7zvfyvR0ycHl0O3NEiEyaNwMjKYhUygZGi17NAHBsNfXc9WqJCEfR2mDv
+BrS3oQmp2JLyCyexKGXx7X9xJ+3PAgEC
+-----END DH PARAMETERS-----
+"""
 
 
 def pair(issued):
@@ -104,7 +113,9 @@ def test_a_client_without_a_configured_group_is_refused():
         (TLSOptions(groups="X25519:?nope"), "ssl_groups", '"?nope"'),
         (TLSOptions(groups=""), "ssl_groups", '""'),
         (TLSOptions(min_protocol_version="TLSv1.1"), "ssl_min_protocol_version", "SECLEVEL"),
-        (TLSOptions(dh_params=b"no parameters"), "ssl_dh_params_file", "DH parameters"),
+        (TLSOptions(dh_params=b"no parameters"), "ssl_dh_params_file", "no start line"),
+        (TLSOptions(dh_params=b"x" * 4097), "ssl_dh_params_file", "over 4 kB long"),
+        (TLSOptions(dh_params=TOO_SMALL), "ssl_dh_params_file", "dh key too small"),
         # An EC key has no use for suites that need an RSA one.
         (
             TLSOptions(ciphers="ECDHE-RSA-AES128-GCM-SHA256", max_protocol_version="TLSv1.2"),
@@ -131,6 +142,36 @@ def test_a_list_of_groups_is_an_error_where_the_binding_is_missing(monkeypatch):
     monkeypatch.setattr(openssl, "HAS_BINDING", False)
     with pytest.raises(ContextError, match="does not let a list of groups be set"):
         server_context(pair(SERVER), TRUST, TLSOptions())
+
+
+def test_the_built_in_dh_parameters_are_the_2048_bit_group_of_rfc_3526():
+    made = subprocess.run(
+        ["openssl", "genpkey", "-genparam", "-algorithm", "DH", "-pkeyopt", "group:modp_2048"],
+        capture_output=True,
+        check=True,
+    )
+    assert made.stdout == diffie_hellman.BUILT_IN
+
+
+def test_a_client_of_tls_1_2_without_elliptic_curves_gets_a_dhe_suite(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # as where no file system can be written to
+    rsa = pki.issue_server(CA, ["localhost"], key_type=pki.KeyType.RSA)
+    server = SSL.Connection(server_context(pair(rsa), None, TLSOptions()), None)
+    old = bare_client(version=SSL.TLS1_2_VERSION, ciphers=b"DHE-RSA-AES256-GCM-SHA384")
+    assert openssl.set_groups(old, "X25519")  # a client that names groups of RFC 7919 wants one of those
+    client = SSL.Connection(old, None)
+    server.set_app_data(HandshakeRecord())
+    server.set_accept_state()
+    client.set_connect_state()
+    handshake(server, client)
+    assert server.get_cipher_name() == "DHE-RSA-AES256-GCM-SHA384"
+
+
+def test_a_security_level_above_2048_bits_switches_dhe_suites_off_and_nothing_else():
+    server, _ = shake(TLSOptions(ciphers="HIGH:@SECLEVEL=3"))
+    assert server.get_protocol_version_name() == "TLSv1.3"
+    with pytest.raises(ContextError, match="ssl_dh_params_file: .*dh key too small"):
+        shake(TLSOptions(ciphers="HIGH:@SECLEVEL=3", dh_params=diffie_hellman.BUILT_IN))
 
 
 def test_old_versions_are_spoken_where_the_security_level_is_lowered_on_purpose():

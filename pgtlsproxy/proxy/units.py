@@ -21,6 +21,7 @@ from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
+from pgtlsproxy.tls.certificates import end_point_hash_name
 from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions, Trust
 from pgtlsproxy.tls.file_access import UnusableFile
 from pgtlsproxy.tls.files import (
@@ -127,6 +128,7 @@ class Units:
             raise self._mistake(f"{where}.ssl_cert_file", error) from None
         for warning in chain_warnings(chain, cert_file):
             self._warn(Mistake(f"{self._files.path}: {where}.ssl_cert_file", warning))
+        self._warn_of_no_end_point_hash(where, listener, chain[0])
         content = self._key(f"{where}.ssl_key_file", key_file)
         passphrase = self._files.passphrases.get(name)
         if isinstance(passphrase, UnusableFile):
@@ -145,6 +147,26 @@ class Units:
                 "set ssl_passphrase_command_supports_reload"
             )
             raise self._mistake(f"{where}.ssl_key_file", problem) from None
+
+    def _warn_of_no_end_point_hash(self, where: str, listener: Listener, leaf: x509.Certificate) -> None:
+        """Say that libpq gives up where it is offered channel binding to such a certificate."""
+        settings = self._files.settings
+        backend = settings.backends[listener.backend] if settings is not None else None
+        may_offer_binding = (
+            backend is not None
+            and backend.login == "passthrough"
+            and backend.has_tcp_host
+            and backend.sslmode != "disable"
+        )
+        if may_offer_binding and end_point_hash_name(leaf) is None:
+            self._warn(
+                Mistake(
+                    f"{self._files.path}: {where}.ssl_cert_file",
+                    "the certificate's signature has no hash of its own, as with Ed25519 and Ed448: SCRAM "
+                    "cannot bind to it (tls-server-end-point, RFC 5929), and libpq cannot log in where it is "
+                    "offered that, unless told channel_binding=disable; use a CA with an RSA or ECDSA key",
+                )
+            )
 
     def client_trust(self, name: str, listener: Listener) -> Trust | None:
         """Who vouches for the clients of a listener; None where nobody is asked for a certificate."""

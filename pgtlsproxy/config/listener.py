@@ -90,7 +90,7 @@ class Listener(Model):
     """Whether the server's order of ciphers decides."""
 
     ssl_dh_params_file: FilePath | None = None
-    """PEM: Diffie-Hellman parameters for DHE suites of TLS 1.2; without them there are none."""
+    """PEM: Diffie-Hellman parameters for DHE suites of TLS 1.2; None for PostgreSQL's own, of 2048 bits."""
 
     ssl_passphrase_command: Text | None = None
     """A shell command that prints the key's passphrase; %p in it becomes a prompt."""

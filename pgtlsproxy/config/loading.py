@@ -52,7 +52,9 @@ def load_settings(path: str, content: bytes) -> Settings:
     Raises:
         ConfigError: with every mistake in it, in the order of the lines.
     """
-    folder = os.path.join(os.getcwd(), os.path.dirname(path))  # noqa: PTH109, PTH118, PTH120 - see model.absolute
+    folder = os.path.dirname(path)  # noqa: PTH120 - see model.absolute
+    if not folder.startswith("/"):
+        folder = os.path.join(os.getcwd(), folder)  # noqa: PTH109, PTH118 - see model.absolute
     return _Loader(parse(path, content), Reading(folder.rstrip("/") or "/")).settings()
 
 

@@ -7,7 +7,10 @@ reload can go on with the units that are whole.
 from __future__ import annotations
 
 import os
+import selectors
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +21,13 @@ from pgtlsproxy.config import Listener, Settings, load_settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret, printable
 from pgtlsproxy.tls.file_access import (
+    Folder,
     SystemRoots,
     UnusableFile,
     key_file_problem,
     read_directory,
     read_file,
+    read_file_and_status,
     read_key_file,
     system_roots,
 )
@@ -31,6 +36,9 @@ PASSPHRASE_SECONDS: Final = 10.0
 """How long ssl_passphrase_command may take."""
 
 PASSPHRASE_OCTETS: Final = 1024
+
+MAX_OUTPUT_OCTETS: Final = 4096
+"""How much ssl_passphrase_command may print; its first line counts."""
 
 SYSTEM_ROOTS: Final = "system"
 
@@ -49,6 +57,7 @@ class SnapshotFiles:
         plain: certificates, CAs, CRLs, hba and ident files by path: their bytes, or why there are none.
         keys: files with secrets, read under PostgreSQL's permission rule.
         directories: CRL directories.
+        folders: where the users' certificates and keys are, which are read when a session needs them.
         roots: the system's root certificates, where something asks for them.
         passphrases: by listener name, what ssl_passphrase_command printed.
     """
@@ -59,6 +68,7 @@ class SnapshotFiles:
     plain: Mapping[str, bytes | UnusableFile] = field(repr=False)
     keys: Mapping[str, bytes | UnusableFile] = field(repr=False)
     directories: Mapping[str, Directory | UnusableFile] = field(repr=False)
+    folders: Mapping[str, Folder | UnusableFile] = field(repr=False)
     roots: SystemRoots | UnusableFile | None = field(repr=False)
     passphrases: Mapping[str, Secret | UnusableFile] = field(repr=False)
 
@@ -74,7 +84,7 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
     settings, mistakes = _read_settings(path)
     named = settings or in_service
     if named is None:
-        return SnapshotFiles(path, None, mistakes, {}, {}, {}, None, {})
+        return SnapshotFiles(path, None, mistakes, {}, {}, {}, {}, None, {})
     plain, keys, directories = _named_files(named)
     uid = os.geteuid()
     wants_roots = any(backend.sslrootcert == SYSTEM_ROOTS for backend in named.backends.values())
@@ -85,6 +95,7 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
         _read_each(plain, read_file),
         _read_each(keys, lambda file, kind: read_key_file(file, uid, kind)),
         _read_each(directories, read_directory),
+        _read_each(_user_folders(named), Folder),
         _attempt(lambda: system_roots(os.environ)) if wants_roots else None,
         {
             name: _attempt(partial(_passphrase, listener))
@@ -101,12 +112,10 @@ def _read_each(files: Mapping[str, str], reader: Callable[[str, str], _T]) -> di
 
 def _read_settings(path: str) -> tuple[Settings | None, tuple[Mistake, ...]]:
     try:
-        content = read_file(path, "configuration file")
+        content, status = read_file_and_status(path, "configuration file")
         settings = load_settings(path, content)
         if any(backend.has_inline_secret for backend in settings.backends.values()):
-            problem = key_file_problem(
-                path, Path(path).stat(), os.geteuid(), "configuration file with sslpassword"
-            )
+            problem = key_file_problem(path, status, os.geteuid(), "configuration file with sslpassword")
             if problem is not None:
                 raise UnusableFile(problem)
     except UnusableFile as error:
@@ -158,6 +167,17 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
     )
 
 
+def _user_folders(settings: Settings) -> dict[str, str]:
+    """The folders of users' certificates and keys, and what they are."""
+    return {
+        str(Path(template).parent): "folder"
+        for backend in settings.backends.values()
+        if backend.has_user_certificates
+        for template in (backend.sslcert, backend.sslkey)
+        if template is not None
+    }
+
+
 def _passphrase(listener: Listener) -> Secret:
     """Run ssl_passphrase_command, as PostgreSQL does: a shell command, `%p` a prompt, `%%` a percent sign.
 
@@ -168,22 +188,55 @@ def _passphrase(listener: Listener) -> Secret:
         (listener.ssl_passphrase_command or "").replace("%%", "\0").replace("%p", prompt).replace("\0", "%")
     )
     try:
-        finished = subprocess.run(  # noqa: S602 - a shell command by definition, written by the administrator
+        process = subprocess.Popen(  # noqa: S602 - a shell command by definition, written by the administrator
             command,
             shell=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=PASSPHRASE_SECONDS,
-            check=False,
             start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        raise UnusableFile(f"ssl_passphrase_command did not end within {PASSPHRASE_SECONDS:g} s") from None
-    except OSError as error:
-        raise UnusableFile(f"ssl_passphrase_command cannot be run: {error.strerror}") from None
-    if finished.returncode != 0:
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text that a shell can be given"
+        raise UnusableFile(f"ssl_passphrase_command cannot be run: {reason}") from None
+    with process:
+        try:
+            output = _output(process, time.monotonic() + PASSPHRASE_SECONDS)
+        except BaseException:
+            # The shell leads a group of its own, in which is whatever it started.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode != 0:
         raise UnusableFile(
-            f"ssl_passphrase_command ended with exit status {printable(str(finished.returncode))}"
+            f"ssl_passphrase_command ended with exit status {printable(str(process.returncode))}"
         )
-    return Secret(finished.stdout.partition(b"\n")[0].rstrip(b"\r")[:PASSPHRASE_OCTETS])
+    return Secret(output.partition(b"\n")[0].rstrip(b"\r")[:PASSPHRASE_OCTETS])
+
+
+def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """What a process prints until it ends."""
+    assert process.stdout is not None  # noqa: S101 - it was asked for
+    late = UnusableFile(
+        f"ssl_passphrase_command did not end within {PASSPHRASE_SECONDS:g} s, or something that it started "
+        "keeps its output open: let it print the passphrase and end"
+    )
+    output = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while selector.select(max(deadline - time.monotonic(), 0)):
+            more = os.read(process.stdout.fileno(), MAX_OUTPUT_OCTETS)
+            if not more:
+                break
+            output += more
+            if len(output) > MAX_OUTPUT_OCTETS:
+                raise UnusableFile(
+                    f"ssl_passphrase_command printed over {MAX_OUTPUT_OCTETS >> 10} kB: let it print the "
+                    "passphrase and nothing else"
+                )
+        else:
+            raise late
+    try:
+        process.wait(max(deadline - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        raise late from None
+    return output

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
@@ -21,9 +21,8 @@ from pgtlsproxy.config import Backend, Listener, Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.proxy.files import SnapshotFiles, read
-from pgtlsproxy.proxy.units import Units, backend_options
+from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
-from pgtlsproxy.tls import contexts
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, Trust
 
 _S = TypeVar("_S")
@@ -157,7 +156,10 @@ def build(files: SnapshotFiles, in_service: Snapshot | None) -> Reloaded:
 _Policy = tuple[Listener, Rules, Mapping[str, BackendSnapshot]]
 
 
-_NO_TLS = (None, None, None, None)
+_TLS = tuple[KeyPair | None, Trust | None, SSL.Context | None, TLSOptions | None]
+
+
+_NO_TLS: Final[_TLS] = (None, None, None, None)
 
 
 class _Builder:
@@ -231,9 +233,7 @@ class _Builder:
         pair, trust, context, options = tls
         return ListenerSnapshot(name, kept_settings, rules, backends, pair, trust, context, options)
 
-    def _listener_tls(
-        self, name: str, settings: Listener, old: ListenerSnapshot | None
-    ) -> tuple[KeyPair | None, Trust | None, SSL.Context | None, TLSOptions | None] | None:
+    def _listener_tls(self, name: str, settings: Listener, old: ListenerSnapshot | None) -> _TLS | None:
         """Certificate, CA, context and options of a listener; None where there is no whole set of them."""
         units = self._units
         pair = self._unit(
@@ -248,17 +248,32 @@ class _Builder:
         )
         if pair is None or (settings.ssl_ca_file is not None and trust is None):
             return None
-        options = self._unit(
-            f"TLS settings of listener {name}",
-            partial(units.server_options, name, settings, pair, trust),
-            old.options if old else None,
-        )
+        unit = f"TLS settings of listener {name}"
+        options = self._unit(unit, lambda: units.server_options(name, settings), old.options if old else None)
         if options is None:
             return None
-        if old is not None and options is old.options and old.pair is not None:
-            pair = old.pair  # what OpenSSL refused may have been the new one together with the settings
-        # Built anew even of old settings: an old context would keep the old CRLs in force.
-        return pair, trust, contexts.server_context(pair, trust, options), options
+        context = self._unit(unit, partial(units.server_context, name, pair, trust, options), None)
+        if context is None:
+            return self._old_listener_tls(name, old, pair, trust)
+        return pair, trust, context, options
+
+    def _old_listener_tls(
+        self, name: str, old: ListenerSnapshot | None, pair: KeyPair, trust: Trust | None
+    ) -> _TLS | None:
+        """The TLS settings in service, with the newer certificate and CRLs where OpenSSL takes them so."""
+        if old is None or old.pair is None or old.options is None:
+            return None
+        self._kept.append(f"TLS settings of listener {name}")
+        for newest in (pair, old.pair):
+            try:
+                context = self._units.server_context(name, newest, trust, old.options)
+            except ConfigError:
+                continue  # with the new settings it was told already what is wrong
+            if newest is not pair:
+                self._kept.append(f"certificate of listener {name}")
+            return newest, trust, context, old.options
+        self._kept.extend((f"certificate of listener {name}", f"CA of listener {name}"))
+        return old.pair, old.trust, old.tls_context, old.options
 
     def _old_backend(
         self, name: str, settings: Backend, old: BackendSnapshot | None, trust: Trust | None
@@ -270,8 +285,13 @@ class _Builder:
         keys = ("sslmode", "sslrootcert", "sslcrl", "sslcrldir")
         if old.tls_context is None or any(getattr(settings, k) != getattr(old.settings, k) for k in keys):
             return old
-        context = contexts.backend_context(old.pair, trust, backend_options(old.settings))
-        return replace(old, trust=trust, tls_context=context)
+        try:
+            context = self._units.backend_context(name, old.settings, old.pair, trust)
+        except ConfigError:  # with the new settings it was told already what is wrong
+            self._kept.append(f"CA of backend {name}")
+            return old
+        users = old.users.trusting(trust) if old.users is not None else None
+        return replace(old, trust=trust, tls_context=context, users=users)
 
     def _policy(self, name: str, settings: Listener) -> _Policy:
         """A policy, with the very backend that it was judged against."""
@@ -315,7 +335,7 @@ class _Builder:
         users = self._unit(
             f"certificates of users at backend {name}",
             lambda: units.user_certificates(name, settings, trust),
-            old.users if old else None,
+            old.users.trusting(trust) if old and old.users else None,
         )
         if settings.has_user_certificates and users is None:
             return old

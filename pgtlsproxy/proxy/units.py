@@ -6,6 +6,7 @@ Each function makes one unit, raises ConfigError with every mistake in it, and t
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -18,13 +19,15 @@ from pgtlsproxy.policy.hba import Method, parse_hba
 from pgtlsproxy.policy.ident import IdentMaps, parse_ident
 from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_soundness
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
-from pgtlsproxy.proxy.user_certificates import UserCertificates
+from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
+from pgtlsproxy.tls.certificates import end_point_hash_name
 from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions, Trust
 from pgtlsproxy.tls.file_access import UnusableFile
 from pgtlsproxy.tls.files import (
     certificate_chain,
     chain_warnings,
+    dh_parameters,
     key_pair,
     private_key,
     revocation_lists,
@@ -125,6 +128,7 @@ class Units:
             raise self._mistake(f"{where}.ssl_cert_file", error) from None
         for warning in chain_warnings(chain, cert_file):
             self._warn(Mistake(f"{self._files.path}: {where}.ssl_cert_file", warning))
+        self._warn_of_no_end_point_hash(where, listener, chain[0])
         content = self._key(f"{where}.ssl_key_file", key_file)
         passphrase = self._files.passphrases.get(name)
         if isinstance(passphrase, UnusableFile):
@@ -144,6 +148,26 @@ class Units:
             )
             raise self._mistake(f"{where}.ssl_key_file", problem) from None
 
+    def _warn_of_no_end_point_hash(self, where: str, listener: Listener, leaf: x509.Certificate) -> None:
+        """Say that libpq gives up where it is offered channel binding to such a certificate."""
+        settings = self._files.settings
+        backend = settings.backends[listener.backend] if settings is not None else None
+        may_offer_binding = (
+            backend is not None
+            and backend.login == "passthrough"
+            and backend.has_tcp_host
+            and backend.sslmode != "disable"
+        )
+        if may_offer_binding and end_point_hash_name(leaf) is None:
+            self._warn(
+                Mistake(
+                    f"{self._files.path}: {where}.ssl_cert_file",
+                    "the certificate's signature has no hash of its own, as with Ed25519 and Ed448: SCRAM "
+                    "cannot bind to it (tls-server-end-point, RFC 5929), and libpq cannot log in where it is "
+                    "offered that, unless told channel_binding=disable; use a CA with an RSA or ECDSA key",
+                )
+            )
+
     def client_trust(self, name: str, listener: Listener) -> Trust | None:
         """Who vouches for the clients of a listener; None where nobody is asked for a certificate."""
         return self._trust(
@@ -153,27 +177,35 @@ class Units:
             ("ssl_crl_dir", listener.ssl_crl_dir),
         )
 
-    def server_options(self, name: str, listener: Listener, pair: KeyPair, trust: Trust | None) -> TLSOptions:
-        """The TLS settings of a listener, which OpenSSL takes together with its certificate and CA."""
+    def server_options(self, name: str, listener: Listener) -> TLSOptions:
+        """The TLS settings of a listener."""
         where = f"listeners.{name}"
-        options = TLSOptions(
+        return TLSOptions(
             min_protocol_version=listener.ssl_min_protocol_version,
             max_protocol_version=listener.ssl_max_protocol_version,
             ciphers=listener.ssl_ciphers,
             tls13_ciphers=listener.ssl_tls13_ciphers or "",
             groups=listener.ssl_groups or contexts.DEFAULT_CLIENT_GROUPS,
             prefer_server_ciphers=listener.ssl_prefer_server_ciphers,
-            dh_params=(
-                self._plain(f"{where}.ssl_dh_params_file", listener.ssl_dh_params_file)
-                if listener.ssl_dh_params_file is not None
-                else None
-            ),
+            dh_params=self._dh_params(f"{where}.ssl_dh_params_file", listener.ssl_dh_params_file),
         )
+
+    def _dh_params(self, where: str, path: str | None) -> bytes | None:
+        if path is None:
+            return None
         try:
-            contexts.server_context(pair, trust, options)
+            return dh_parameters(self._plain(where, path), path)
+        except UnusableFile as error:
+            raise self._mistake(where, error) from None
+
+    def server_context(
+        self, name: str, pair: KeyPair, trust: Trust | None, options: TLSOptions
+    ) -> SSL.Context:
+        """The TLS context of a listener."""
+        try:
+            return contexts.server_context(pair, trust, options)
         except ContextError as error:
-            raise ConfigError(error.located(f"{self._files.path}: {where}")) from None
-        return options
+            raise ConfigError(error.located(f"{self._files.path}: listeners.{name}")) from None
 
     def backend_trust(self, name: str, backend: Backend) -> Trust | None:
         """Who vouches for a backend; None where nothing is verified."""
@@ -201,7 +233,17 @@ class Units:
         """One certificate a user for a backend, read when it is needed; None where all share one."""
         if not backend.has_user_certificates:
             return None
-        return UserCertificates(backend, self._passphrase(name, backend), backend_options(backend), trust)
+        certificates = self._user_files(f"backends.{name}.sslcert", backend.sslcert or "")
+        keys = self._user_files(f"backends.{name}.sslkey", backend.sslkey or "")
+        passphrase = self._passphrase(name, backend)
+        return UserCertificates(certificates, keys, passphrase, backend_options(backend), trust)
+
+    def _user_files(self, where: str, template: str) -> UserFiles:
+        path = Path(template)
+        folder = self._files.folders[str(path.parent)]
+        if isinstance(folder, UnusableFile):
+            raise self._mistake(where, folder)
+        return UserFiles(folder, path.name)
 
     def _passphrase(self, name: str, backend: Backend) -> Secret | None:
         """The passphrase of a backend's sslkey, or of all of them with one a user; None without."""

@@ -12,6 +12,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from pgtlsproxy import identity
 from pgtlsproxy.errors import ClientCertificateRefused
@@ -29,6 +30,10 @@ from pgtlsproxy.tls.distinguished_name import Attribute
 
 EXPIRY_WARNING: Final = timedelta(days=30)
 """A certificate with less than this left, and less than a third of its lifetime, deserves a warning."""
+
+MAX_OCTETS: Final = 16384
+"""Longest certificate, in DER, whose names are read. OpenSSL takes 100 kB in a handshake, and reading as many
+names as that can hold would keep every other session waiting."""
 
 MAX_ALTERNATIVE_NAMES_SHOWN: Final = 50
 MAX_ALTERNATIVE_NAME_CHARACTERS: Final = 256
@@ -109,11 +114,16 @@ def describe(certificate: x509.Certificate) -> identity.Certificate:
     """Reduce a verified certificate to what policy and logs ask of it.
 
     Raises:
-        ClientCertificateRefused: its names cannot be read, or a commonName has a NUL in it, which
-            other readers take for its end (CVE-2009-4034). A BMPString or UniversalString
-            commonName always has one. PostgreSQL refuses these at the same place, whatever pg_hba
-            says (`be_tls_open_server`).
+        ClientCertificateRefused: it is over 16 kB long, which PostgreSQL would not mind; or its names
+            cannot be read; or a commonName has a NUL in it, which other readers take for its end
+            (CVE-2009-4034). A BMPString or UniversalString commonName always has one. PostgreSQL
+            refuses these at the same place, whatever pg_hba says (`be_tls_open_server`).
     """
+    octets = len(certificate.public_bytes(Encoding.DER))
+    if octets > MAX_OCTETS:
+        raise ClientCertificateRefused(
+            f"the certificate is {octets} octets long, and {MAX_OCTETS} are the most that are read"
+        )
     try:
         names = read_names(certificate)
         dn, issuer_dn = (distinguished_name.rfc2253(name) for name in (names.subject, names.issuer))

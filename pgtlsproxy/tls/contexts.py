@@ -9,7 +9,6 @@ server does the same (`be_tls_init` in be-secure-openssl.c).
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,7 +19,7 @@ from OpenSSL import SSL, crypto
 
 from pgtlsproxy.errors import Mistake
 
-from . import openssl
+from . import diffie_hellman, openssl
 
 ALPN_PROTOCOL: Final = b"postgresql"
 
@@ -85,7 +84,8 @@ class TLSOptions:
         tls13_ciphers: suites of TLS 1.3, joined by colons; empty for OpenSSL's default.
         groups: key exchange groups, joined by colons.
         prefer_server_ciphers: whether the order of the server decides.
-        dh_params: PEM of Diffie-Hellman parameters; None for none, and then no DHE suite works.
+        dh_params: PEM of a listener's Diffie-Hellman parameters for DHE suites; None for PostgreSQL's own,
+            where the security level of `ciphers` has a use for 2048 bits.
     """
 
     min_protocol_version: str = "TLSv1.2"
@@ -116,6 +116,9 @@ class HandshakeRecord:
 
 UNREADABLE: Final = (ValueError, x509.InvalidVersion)
 """What cryptography raises at certificates that OpenSSL reads and it does not."""
+
+UNUSABLE: Final = (*UNREADABLE, crypto.Error, SSL.Error)
+"""What comes of a certificate or CRL that one of the two does not take: their parsers differ."""
 
 
 class NoCommonALPN(Exception):
@@ -148,16 +151,15 @@ def server_context(pair: KeyPair, trust: Trust | None, options: TLSOptions) -> S
     if trust is None:
         context.set_verify(SSL.VERIFY_NONE, None)
     else:
-        _apply_trust(context, trust)
-        for anchor in trust.anchors:
-            # Java and .NET choose their certificate by the list of acceptable issuers.
-            context.add_client_ca(anchor)
+        mistakes.extend(_apply_trust(context, trust, "ssl_ca_file", "ssl_crl_file"))
     context.set_session_id(b"pgtlsproxy")
     context.set_alpn_select_callback(_select_alpn)
-    if options.dh_params is not None:
-        mistakes.extend(_apply_dh_params(context, options.dh_params))
+    mistakes.extend(_apply_dh_params(context, options.dh_params))
     if mistakes:
         raise ContextError(mistakes)
+    for anchor in trust.anchors if trust is not None else ():
+        # Java and .NET choose their certificate by the list of acceptable issuers.
+        context.add_client_ca(anchor)
     handshake_with_itself(context, options)
     return context
 
@@ -177,7 +179,7 @@ def backend_context(pair: KeyPair | None, trust: Trust | None, options: TLSOptio
     if trust is None:
         context.set_verify(SSL.VERIFY_NONE, None)
     else:
-        _apply_trust(context, trust)
+        mistakes.extend(_apply_trust(context, trust, "sslrootcert", "sslcrl"))
     context.set_alpn_protos([ALPN_PROTOCOL])
     if mistakes:
         raise ContextError(mistakes)
@@ -270,31 +272,39 @@ def _apply_pair(context: SSL.Context, pair: KeyPair, key_setting: str) -> list[t
             context.add_extra_chain_cert(intermediate)
         context.use_privatekey(pair.key)  # type: ignore[arg-type] # DH and X25519 keys fail here, as they should
         context.check_privatekey()
-    except (SSL.Error, TypeError, ValueError) as error:
+    except (*UNUSABLE, TypeError) as error:
         return [(key_setting, f"OpenSSL does not take the certificate and its key: {openssl_reason(error)}")]
     return []
 
 
-def _apply_trust(context: SSL.Context, trust: Trust) -> None:
+def _apply_trust(
+    context: SSL.Context, trust: Trust, ca_setting: str, crl_setting: str
+) -> list[tuple[str, str]]:
+    context.set_verify(SSL.VERIFY_PEER, _note_verify_error)
     store = context.get_cert_store()
     if store is None:  # pragma: no cover - OpenSSL makes one with every context
-        raise ContextError([("ssl_ca_file", "OpenSSL has no certificate store")])
-    for anchor in trust.anchors:
-        store.add_cert(crypto.X509.from_cryptography(anchor))
-    for crl in trust.crls:
-        store.add_crl(crl)
+        return [(ca_setting, "OpenSSL has no certificate store")]
+    try:
+        for anchor in trust.anchors:
+            store.add_cert(crypto.X509.from_cryptography(anchor))
+    except UNUSABLE as error:
+        return [(ca_setting, f"OpenSSL does not take a certificate in it: {openssl_reason(error)}")]
+    try:
+        for crl in trust.crls:
+            store.add_crl(crl)
+    except UNUSABLE as error:
+        return [(crl_setting, f"OpenSSL does not take a CRL in it: {openssl_reason(error)}")]
     if trust.check_crls:
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
-    context.set_verify(SSL.VERIFY_PEER, _note_verify_error)
+    return []
 
 
-def _apply_dh_params(context: SSL.Context, pem: bytes) -> list[tuple[str, str]]:
+def _apply_dh_params(context: SSL.Context, pem: bytes | None) -> list[tuple[str, str]]:
     try:
-        with tempfile.NamedTemporaryFile() as copy:  # pyOpenSSL reads them from a file only; they are public
-            copy.write(pem)
-            copy.flush()
-            context.load_tmp_dh(copy.name)
-    except SSL.Error as error:
+        diffie_hellman.set_parameters(context, pem or diffie_hellman.BUILT_IN)
+    except (diffie_hellman.UnusableParameters, SSL.Error) as error:
+        if pem is None and isinstance(error, SSL.Error):
+            return []  # @SECLEVEL=3 and above leave no DHE suite
         return [("ssl_dh_params_file", f"OpenSSL does not take these DH parameters: {openssl_reason(error)}")]
     return []
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import re
 import stat
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from pgtlsproxy.identity import printable
 
 MAX_KEY_FILE_OCTETS: Final = 1 << 20
 MAX_FILE_OCTETS: Final = 16 << 20
@@ -97,14 +100,7 @@ def read_key_file(path: str, uid: int, kind: str = "private key file") -> bytes:
     Raises:
         UnusableFile: it cannot be opened, breaks `key_file_problem`'s rule, or is over 1 MB.
     """
-    descriptor = _open(path, kind)
-    try:
-        problem = key_file_problem(path, os.fstat(descriptor), uid, kind)
-        if problem is not None:
-            raise UnusableFile(problem)
-        return _read(descriptor, path, kind, MAX_KEY_FILE_OCTETS)
-    finally:
-        os.close(descriptor)
+    return _read_secret(_open(path, kind), path, uid, kind)
 
 
 def read_file(path: str, kind: str) -> bytes:
@@ -117,13 +113,64 @@ def read_file(path: str, kind: str) -> bytes:
     Raises:
         UnusableFile: it cannot be opened, is not a regular file, or is over 16 MB.
     """
-    descriptor = _open(path, kind)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnusableFile(f'{kind} "{path}" is not a regular file')
-        return _read(descriptor, path, kind, MAX_FILE_OCTETS)
-    finally:
-        os.close(descriptor)
+    return read_file_and_status(path, kind)[0]
+
+
+def read_file_and_status(path: str, kind: str) -> tuple[bytes, os.stat_result]:
+    """Read a file whose content tells whether it is secret, and what `key_file_problem` then judges.
+
+    Raises:
+        UnusableFile: as `read_file`.
+    """
+    return _read_plain(_open(path, kind), path, kind)
+
+
+class Folder:
+    """A directory, opened once and held open. Files are opened relative to it, by names of one component.
+
+    So no name leads out of it, and what is put into the place of its path later is never looked at.
+    The files may be links, as everywhere here: whoever writes into the directory decides what is read.
+
+    Args:
+        path: which directory.
+        kind: what it is, for the messages.
+
+    Raises:
+        UnusableFile: it cannot be opened.
+    """
+
+    def __init__(self, path: str, kind: str) -> None:
+        self.path = path
+        # O_PATH: that its files can be opened is all that is needed, they need not be listed.
+        flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(path, flags)
+        except (OSError, ValueError) as error:
+            raise UnusableFile(_cannot_open(path, error, kind)) from None
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read_file(self, name: str, kind: str) -> bytes:
+        """Read a file in it that is not secret.
+
+        Raises:
+            UnusableFile: as `read_file`, or the name has more than one component.
+        """
+        path = self._path_of(name, kind)
+        return _read_plain(_open(path, kind, name, self._descriptor), path, kind)[0]
+
+    def read_key_file(self, name: str, uid: int, kind: str = "private key file") -> bytes:
+        """Read a file in it with secrets, if its permissions keep them secret.
+
+        Raises:
+            UnusableFile: as `read_key_file`, or the name has more than one component.
+        """
+        path = self._path_of(name, kind)
+        return _read_secret(_open(path, kind, name, self._descriptor), path, uid, kind)
+
+    def _path_of(self, name: str, kind: str) -> str:
+        if "/" in name or name in {"", ".", ".."}:
+            raise UnusableFile(f'{kind} "{printable(name)}" in "{self.path}": the name is no single file\'s')
+        return f"{self.path}/{name}"
 
 
 def read_directory(path: str, kind: str) -> tuple[tuple[str, bytes], ...]:
@@ -137,7 +184,7 @@ def read_directory(path: str, kind: str) -> tuple[tuple[str, bytes], ...]:
     """
     try:
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_file() and entry.name[0] != ".")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UnusableFile(_cannot_open(path, error, kind)) from None
     contents: dict[bytes, str] = {}
     octets = 0
@@ -172,7 +219,7 @@ def system_roots(environment: Mapping[str, str], bundles: Sequence[str] = USUAL_
     if not places:
         places.extend(bundles)
         for bundle in bundles:
-            if Path(bundle).exists():
+            if os.access(bundle, os.F_OK):
                 return SystemRoots(bundle, read_file(bundle, "root certificate file"))
     if not contents:
         raise UnusableFile(
@@ -188,12 +235,36 @@ def _roots_in(directory: str) -> Iterator[bytes]:
             yield content
 
 
-def _open(path: str, kind: str) -> int:
+def _open(path: str, kind: str, name: str | None = None, folder: int | None = None) -> int:
+    """Open a file by its path, or by its name in an open folder: the path is for messages then."""
     try:
         # O_NONBLOCK: a FIFO without a writer would hang us before fstat could refuse it.
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return os.open(name or path, flags, dir_fd=folder)
     except (OSError, ValueError) as error:
         raise UnusableFile(_cannot_open(path, error, kind)) from None
+
+
+def _read_plain(descriptor: int, path: str, kind: str) -> tuple[bytes, os.stat_result]:
+    """Read a regular file and close it."""
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnusableFile(f'{kind} "{path}" is not a regular file')
+        return _read(descriptor, path, kind, MAX_FILE_OCTETS), status
+    finally:
+        os.close(descriptor)
+
+
+def _read_secret(descriptor: int, path: str, uid: int, kind: str) -> bytes:
+    """Read a file that `key_file_problem` has nothing against, and close it."""
+    try:
+        problem = key_file_problem(path, os.fstat(descriptor), uid, kind)
+        if problem is not None:
+            raise UnusableFile(problem)
+        return _read(descriptor, path, kind, MAX_KEY_FILE_OCTETS)
+    finally:
+        os.close(descriptor)
 
 
 def _read(descriptor: int, path: str, kind: str, limit: int) -> bytes:
@@ -249,4 +320,7 @@ def _who_forbids(path: str) -> str:
 
 def _ancestors(path: str) -> list[str]:
     """The directories above a path, outermost first."""
-    return [str(parent) for parent in reversed(Path(path).absolute().parents)]
+    try:
+        return [str(parent) for parent in reversed(Path(path).absolute().parents)]
+    except FileNotFoundError:  # the path is relative, and the working directory is gone
+        return []

@@ -8,7 +8,7 @@ cannot be read is an error, as is a file that ends in the middle of one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NoReturn
@@ -22,15 +22,17 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
     load_pem_private_key,
 )
+from OpenSSL import crypto
 
 from pgtlsproxy.errors import ClientCertificateRefused
 from pgtlsproxy.identity import Secret, printable
 from pgtlsproxy.tls.certificates import describe
-from pgtlsproxy.tls.contexts import KeyPair
+from pgtlsproxy.tls.contexts import UNUSABLE, KeyPair, openssl_reason
 from pgtlsproxy.tls.file_access import UnusableFile
 
 CERTIFICATE_LABELS: Final = ("CERTIFICATE", "X509 CERTIFICATE")
 CRL_LABEL: Final = "X509 CRL"
+DH_PARAMETERS_LABELS: Final = ("DH PARAMETERS", "X9.42 DH PARAMETERS")
 TRUSTED_LABEL: Final = "TRUSTED CERTIFICATE"
 
 _MARKER: Final = re.compile(rb"^-----(BEGIN|END) ([A-Z0-9 ]{1,60})-----[ \t\r]*$", re.MULTILINE)
@@ -166,14 +168,13 @@ def revocation_lists(
     failure = f'could not load {kind} "{file}"'
     blocks = _split(content, failure)
     if not blocks and content.startswith(_DER_SEQUENCE):
-        try:
-            return (x509.load_der_x509_crl(content),)
-        except ValueError as error:
-            raise UnusableFile(f"{failure}: it is no CRL in DER: {error}") from None
+        return (_parse_crl(content, x509.load_der_x509_crl, f"{failure}: it is no CRL in DER"),)
     crls = [block for block in blocks if block.label == CRL_LABEL]
     if not crls:
         raise _without("CRL", blocks, content, failure)
-    return tuple(_parse_crl(block, failure) for block in crls)
+    return tuple(
+        _parse_crl(block.pem, x509.load_pem_x509_crl, f"{failure}: {block} is no CRL") for block in crls
+    )
 
 
 def revocation_lists_in_directory(
@@ -197,6 +198,20 @@ def revocation_lists_in_directory(
         if _HASHED_CRL_NAME.fullmatch(name) or name.endswith(".crl") or b"-----BEGIN X509 CRL-----" in content
         for crl in revocation_lists(content, f"{directory}/{name}")
     )
+
+
+def dh_parameters(content: bytes, file: str, kind: str = "DH parameters file") -> bytes:
+    """The first block of Diffie-Hellman parameters in ssl_dh_params_file, still in PEM.
+
+    Raises:
+        UnusableFile: there is none, or the file is empty or cut off. OpenSSL judges the block.
+    """
+    failure = f'could not load {kind} "{file}"'
+    blocks = _split(content, failure)
+    for block in blocks:
+        if block.label in DH_PARAMETERS_LABELS:
+            return block.pem
+    raise _without("DH PARAMETERS", blocks, content, failure)
 
 
 def _split(content: bytes, failure: str) -> list[_Block]:
@@ -256,17 +271,24 @@ def _certificates(content: bytes, shown: str) -> tuple[x509.Certificate, ...]:
 
 
 def _parse_certificate(block: _Block, failure: str) -> x509.Certificate:
+    # OpenSSL's parser refuses what cryptography's lets pass, and has the last word in a context.
     try:
-        return x509.load_pem_x509_certificate(block.pem)
-    except (ValueError, x509.InvalidVersion) as error:
-        raise UnusableFile(f"{failure}: {block} is no certificate: {error}") from None
+        certificate = x509.load_pem_x509_certificate(block.pem)
+        crypto.X509Store().add_cert(crypto.X509.from_cryptography(certificate))
+    except UNUSABLE as error:
+        raise UnusableFile(f"{failure}: {block} is no certificate: {openssl_reason(error)}") from None
+    return certificate
 
 
-def _parse_crl(block: _Block, failure: str) -> x509.CertificateRevocationList:
+def _parse_crl(
+    content: bytes, parse: Callable[[bytes], x509.CertificateRevocationList], failure: str
+) -> x509.CertificateRevocationList:
     try:
-        return x509.load_pem_x509_crl(block.pem)
-    except (ValueError, x509.InvalidVersion) as error:
-        raise UnusableFile(f"{failure}: {block} is no CRL: {error}") from None
+        crl = parse(content)
+        crypto.X509Store().add_crl(crl)
+    except UNUSABLE as error:
+        raise UnusableFile(f"{failure}: {openssl_reason(error)}") from None
+    return crl
 
 
 def _pem_key(block: _Block, password: bytes, failure: str) -> PrivateKeyTypes:

@@ -13,6 +13,7 @@ import pytest
 
 from fixtures.certs import common_names
 from fixtures.deployments import config, in_clear, passthrough, with_certificate, with_tls
+from pgtlsproxy import pki
 
 ROOT = Path(__file__).parents[2]
 HBA = {"pg_hba.conf": "host all all all scram-sha-256\n"}
@@ -128,6 +129,38 @@ def test_machines_get_one_json_object(certs, proxy, command_line):
     answer = json.loads(result.stdout)
     assert (result.returncode, answer["ok"], result.stderr) == (1, False, "")
     assert answer["mistakes"][0]["where"].endswith("pg_hba.conf:1")
+
+
+@pytest.mark.parametrize(
+    ("ca_key", "key", "changed", "warned"),
+    [
+        ("ed25519", "p256", {}, True),
+        ("p256", "ed25519", {}, False),
+        ("rsa", "p256", {}, False),
+        ("ed25519", "p256", {"host": "/var/run/postgresql"}, False),
+        ("ed25519", "p256", {"login": "certificate", "sslcert": "server.crt", "sslkey": "server.key"}, False),
+    ],
+)
+def test_a_certificate_that_channel_binding_cannot_bind_to_is_a_warning(
+    certs, proxy, command_line, ca_key, key, changed, warned
+):
+    """What counts is how the CA signed it, and whether a backend may ask for SCRAM over TLS."""
+    ca = pki.make_ca("CA", key_type=pki.KeyType(ca_key))
+    server = pki.issue_server(ca, ["localhost"], key_type=pki.KeyType(key))
+    listener = with_tls(certs, ssl_cert_file="server.crt", ssl_key_file="server.key")
+    backend = with_password_backend(certs) | changed
+    method = "cert" if "login" in changed else "scram-sha-256"
+    path = proxy.write(
+        config({"a": listener}, primary=backend),
+        {
+            "pg_hba.conf": f"hostssl all all all {method}\n",
+            "server.crt": server.certificate_pem(),
+            "server.key": server.key_pem().reveal(),
+        },
+    )
+    result = command_line("check", "-c", str(path))
+    assert result.returncode == 0
+    assert ("listeners.a.ssl_cert_file: the certificate's signature has no hash" in result.stderr) is warned
 
 
 def test_check_opens_no_socket_and_writes_nothing(certs, proxy, command_line):

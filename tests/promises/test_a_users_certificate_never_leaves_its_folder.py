@@ -1,5 +1,7 @@
 """With `sslcert: users/{user}.crt` no user's name opens a file elsewhere, and each certificate is its user's own."""
 
+import re
+import shutil
 import sys
 
 import pytest
@@ -119,7 +121,7 @@ def test_a_hostile_name_opens_no_file_and_dials_nobody(running, backend, opened,
     assert "no certificate is looked for under such a name" in decided["reason"]
     assert decided["verdict"] == "refused"
     assert backend.conversations == []
-    assert str(running.config.parent) not in opened.read_text()[len(before) :]
+    assert not re.search(r"\.(crt|key)|[./]hidden", opened.read_text()[len(before) :])
 
 
 def test_a_name_of_no_byte_or_too_many_is_no_name(running):
@@ -146,16 +148,59 @@ def test_a_certificate_that_is_not_the_users_is_never_shown(running, backend, us
 
 
 def test_only_the_users_own_two_files_are_opened_and_once(running, opened):
-    def of_users():
-        return [line for line in opened.read_text().splitlines() if f"{running.config.parent}/users/" in line]
-
     for _ in range(2):
-        with WireClient(running.addresses("local")[0].removeprefix("unix:")) as client:
-            client.send(wire.startup(user="alice", database="postgres"))
-            client.read_until(b"Z")
-    folder = running.config.parent / "users"
-    alices = [line for line in of_users() if "/users/alice." in line]
-    assert alices == [repr(f"{folder}/alice.crt"), repr(f"{folder}/alice.key")]
+        log_in(running, "alice")
+    alices = [line for line in opened.read_text().splitlines() if "alice." in line]
+    assert alices == [repr("alice.crt"), repr("alice.key")]
+
+
+def log_in(running, user):
+    with WireClient(running.addresses("local")[0].removeprefix("unix:")) as client:
+        client.send(wire.startup(user=user, database="postgres"))
+        client.read_until(b"Z")
+
+
+@pytest.fixture
+def own(proxy, certs, backend, tmp_path):
+    """A proxy of the test's own, with these users."""
+
+    def start(*users):
+        listener = in_clear(listen=[f"unix:{tmp_path}:2"], **ANYBODY)
+        files = user_files(certs, {f"users/{user}": user for user in users})
+        running = proxy(config({"local": listener}, primary=per_user(backend, certs)), ANYBODY_FILES | files)
+        return running, running.config.parent / "users"
+
+    return start
+
+
+def test_what_takes_the_place_of_the_folder_counts_from_the_next_reload_on(own):
+    running, folder = own("alice", "bob")
+    folder.rename(folder.with_name("replaced"))
+    shutil.copytree(folder.with_name("replaced"), folder)
+    (folder / "bob.crt").unlink()
+    log_in(running, "bob")
+    assert running.reload()["event"] == "reloaded"
+    assert "users/bob.crt" in attempt(running, "bob")[1]["reason"]
+    log_in(running, "alice")
+
+
+def test_a_folder_that_is_gone_at_a_reload_is_a_mistake_and_the_one_in_service_stays(own):
+    running, folder = own("alice")
+    folder.rename(folder.with_name("moved"))
+    assert running.reload()["kept"] == ["certificates of users at backend primary"]
+    assert 'users": it does not exist' in running.wait_for_event("config_mistake")["mistake"]
+    log_in(running, "alice")
+
+
+def test_a_folder_as_kubernetes_mounts_it_is_read_through_its_links(own):
+    running, folder = own("alice")
+    mounted = folder / "..2026"
+    mounted.mkdir()
+    for name in ("alice.crt", "alice.key"):
+        (folder / name).rename(mounted / name)
+        (folder / name).symlink_to(f"..data/{name}")
+    (folder / "..data").symlink_to("..2026")
+    log_in(running, "alice")
 
 
 def test_each_user_is_at_the_server_who_its_certificate_says_byte_for_byte(own_cluster, certs, proxy):

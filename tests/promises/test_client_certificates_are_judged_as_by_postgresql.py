@@ -1,6 +1,7 @@
 """For each client certificate the verdict is that of PostgreSQL 15 and 17 with the same line, or a stricter one."""
 
 import contextlib
+import re
 import ssl
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -49,8 +50,12 @@ VERDICTS = {
     "a server's": (CLOSED, None),
     "a NUL": (CLOSED, None),
     "a BMPString": (CLOSED, None),
+    "over 16 kB": (CLOSED, LET_IN),
 }
-"""Our verdict on user alice with this certificate, and PostgreSQL's where that differs: it takes the first name."""
+"""Our verdict on user alice with this certificate, and PostgreSQL's where that differs: it takes the first name, and
+whatever OpenSSL takes."""
+
+BALLAST = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), bytes(20_000))
 
 TLS_ERRORS = {
     "another CA": "unable to get local issuer certificate",
@@ -101,6 +106,7 @@ def certificates(certs, tmp_path_factory):
         "a server's": ca.issue(alice, usage="server"),
         "a NUL": named("alice\x00.evil"),
         "a BMPString": ca.issue(x509.Name([bmp]), usage="client"),
+        "over 16 kB": ca.issue(alice, usage="client", extensions=[BALLAST]),
     }
 
 
@@ -170,6 +176,21 @@ def test_a_refused_handshake_says_in_the_log_whose_certificate_it_was_and_why(
     assert decided["cert_serial"] == f"{offered.serial_number:x}"
     assert decided["cert_issuer"] == offered.issuer.rfc4514_string()
     assert len(decided["cert_sha256"]) == 64
+
+
+def test_a_long_certificate_is_refused_unread_whoever_issued_it(running, certs):
+    for ca, reason in (
+        (certs.ca, r"the certificate is 20\d\d\d octets long, and 16384 are the most that are read"),
+        (certs.other_ca, "Client certificate verification failed at depth 0"),
+    ):
+        long = ca.issue(common_names("alice"), usage="client", extensions=[BALLAST])
+        with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
+            assert outcome(client, long, ssl.TLSVersion.TLSv1_3) == CLOSED
+            decided = refusal_of(running, client)
+        assert decided["kind"] == "client_certificate"
+        assert re.match(reason, decided["reason"])
+        assert "octets long" in decided["tls_error"]
+        assert decided["cert_cn"] is None
 
 
 def test_a_certificate_for_several_purposes_is_a_clients_too(running, certs):

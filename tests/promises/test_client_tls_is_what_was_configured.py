@@ -13,6 +13,7 @@ from fixtures import wire
 from fixtures.deployments import config, passthrough, with_tls
 from fixtures.fake_backend import lets_everybody_in
 from fixtures.shared_proxy import refusal_of
+from pgtlsproxy import pki
 
 V10, V11, V12, V13 = (
     ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -32,6 +33,8 @@ LISTENERS = {
     "p256": {"ssl_groups": "prime256v1"},
     "p384": {"ssl_groups": "secp384r1:X25519"},
     "curve": {"ssl_ecdh_curve": "prime256v1"},
+    "rsa": {"ssl_cert_file": "rsa.crt", "ssl_key_file": "rsa.key"},
+    "own_dh": {"ssl_cert_file": "rsa.crt", "ssl_key_file": "rsa.key", "ssl_dh_params_file": "dh.pem"},
 }
 
 
@@ -44,8 +47,21 @@ def running(shared_proxy, shared_fake_backend, certs):
             {name: with_tls(certs, **settings) for name, settings in LISTENERS.items()},
             primary=passthrough(backend, certs, login="certificate", sslcert=shown.crt, sslkey=shown.key),
         ),
-        {"pg_hba.conf": "hostssl all all all cert\n"},
+        {"pg_hba.conf": "hostssl all all all cert\n", **rsa_files()},
     )
+
+
+def rsa_files():
+    """A certificate with an RSA key, which DHE suites need, and Diffie-Hellman parameters of 3072 bits."""
+    issued = pki.issue_server(pki.make_ca("RSA"), ["localhost"], key_type=pki.KeyType.RSA)
+    generated = subprocess.run(
+        ["openssl", "genpkey", "-genparam", "-algorithm", "DH", "-pkeyopt", "group:modp_3072"],
+        capture_output=True,
+        check=True,
+    )
+    return {
+        "rsa.crt": issued.certificate_pem(), "rsa.key": issued.key_pem().reveal(), "dh.pem": generated.stdout
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -162,6 +178,15 @@ def test_the_group_is_one_of_the_listeners(address, listener, group, key):
         assert "handshake failure" in output
     else:
         assert (status, f"Server Temp Key: {key}" in output) == (0, True), output
+
+
+@pytest.mark.parametrize(("listener", "bits"), [("rsa", 2048), ("own_dh", 3072)])
+def test_a_client_without_elliptic_curves_gets_the_listeners_group_or_postgresqls(address, listener, bits):
+    """Java 6 and appliances of its time know no other key exchange with forward secrecy."""
+    status, output = s_client(address(listener), "-tls1_2", "-cipher", "DHE-RSA-AES256-GCM-SHA384")
+    assert status == 0, output
+    assert f"Server Temp Key: DH, {bits} bits" in output
+    assert "Cipher is DHE-RSA-AES256-GCM-SHA384" in output
 
 
 def test_certificates_are_asked_for_by_the_names_of_their_issuers(address):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pgtlsproxy import pki
 from pgtlsproxy.errors import ClientCertificateRefused
 from pgtlsproxy.identity import encode_name
-from pgtlsproxy.tls import der, distinguished_name
+from pgtlsproxy.tls import certificates, der, distinguished_name
 from pgtlsproxy.tls.certificates import days_left, describe, end_point_hash_name, expires_soon
 from pgtlsproxy.tls.distinguished_name import SHORT_NAMES
 
@@ -96,6 +96,12 @@ def openssl_subject(certificate: bytes, what: str = "subject") -> str:
         check=True,
     )
     return done.stdout.decode("ascii").removesuffix("\n").removeprefix(f"{what}=")
+
+
+def with_size(octets: int) -> x509.Certificate:
+    """A certificate whose DER has this many octets, around 16,000."""
+    frame = len(with_extension(UNKNOWN, bytes(16_000)).public_bytes(Encoding.DER)) - 16_000
+    return with_extension(UNKNOWN, bytes(octets - frame))
 
 
 def text(value: str) -> list[tuple[str, int, bytes]]:
@@ -336,6 +342,30 @@ def test_many_alternative_names_are_capped() -> None:
     shown = describe(with_extension("2.5.29.17", names)).subject_alt_names
     assert len(shown) == 51
     assert shown[-1] == "... 10 more"
+
+
+def test_a_certificate_of_16_kb_is_read_and_one_octet_more_refuses_it() -> None:
+    assert describe(with_size(16_384)).common_names == ("alice",)
+    with pytest.raises(ClientCertificateRefused, match="is 16385 octets long, and 16384 are the most"):
+        describe(with_size(16_385))
+
+
+@pytest.mark.parametrize(
+    "certificate",
+    [
+        with_subject(*[[(CN, UTF8, b"a")]] * 3600),
+        with_subject([(OU, UTF8, b"\xc3\xa9" * 22_000)]),
+        with_extension("2.5.29.17", tlv(0x30, tlv(0x82, b"a") * 20_000)),
+    ],
+    ids=["names", "one name", "alternative names"],
+)
+def test_nothing_in_a_longer_certificate_is_read(
+    monkeypatch: pytest.MonkeyPatch, certificate: x509.Certificate
+) -> None:
+    """Whoever is not known yet could keep all others waiting with it."""
+    monkeypatch.setattr(certificates, "read_names", None)
+    with pytest.raises(ClientCertificateRefused, match="octets long"):
+        describe(certificate)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """Contexts: what they ask of a handshake, and what they refuse to be built from."""
 
+import subprocess
+
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from pgtlsproxy import pki
-from pgtlsproxy.tls import contexts, openssl
+from pgtlsproxy.tls import contexts, diffie_hellman, openssl
 from pgtlsproxy.tls.contexts import (
     ContextError,
     HandshakeRecord,
@@ -21,6 +25,13 @@ CA = pki.make_ca("test CA")
 SERVER = pki.issue_server(CA, ["localhost"])
 CLIENT = pki.issue_client(CA, "alice")
 TRUST = Trust((CA.certificate,))
+
+
+TOO_SMALL = b"""-----BEGIN DH PARAMETERS-----
+MEYCQQD7zvfyvR0ycHl0O3NEiEyaNwMjKYhUygZGi17NAHBsNfXc9WqJCEfR2mDv
+BrS3oQmp2JLyCyexKGXx7X9xJ+3PAgEC
+-----END DH PARAMETERS-----
+"""
 
 
 def pair(issued):
@@ -102,7 +113,9 @@ def test_a_client_without_a_configured_group_is_refused():
         (TLSOptions(groups="X25519:?nope"), "ssl_groups", '"?nope"'),
         (TLSOptions(groups=""), "ssl_groups", '""'),
         (TLSOptions(min_protocol_version="TLSv1.1"), "ssl_min_protocol_version", "SECLEVEL"),
-        (TLSOptions(dh_params=b"no parameters"), "ssl_dh_params_file", "DH parameters"),
+        (TLSOptions(dh_params=b"no parameters"), "ssl_dh_params_file", "no start line"),
+        (TLSOptions(dh_params=b"x" * 4097), "ssl_dh_params_file", "over 4 kB long"),
+        (TLSOptions(dh_params=TOO_SMALL), "ssl_dh_params_file", "dh key too small"),
         # An EC key has no use for suites that need an RSA one.
         (
             TLSOptions(ciphers="ECDHE-RSA-AES128-GCM-SHA256", max_protocol_version="TLSv1.2"),
@@ -135,6 +148,36 @@ def test_defaults_load_where_the_binding_is_missing(monkeypatch):
     monkeypatch.setattr(openssl, "HAS_BINDING", False)
     server, _ = shake(TLSOptions(), bare_client())
     assert server.get_protocol_version_name() == "TLSv1.3"
+
+
+def test_the_built_in_dh_parameters_are_the_2048_bit_group_of_rfc_3526():
+    made = subprocess.run(
+        ["openssl", "genpkey", "-genparam", "-algorithm", "DH", "-pkeyopt", "group:modp_2048"],
+        capture_output=True,
+        check=True,
+    )
+    assert made.stdout == diffie_hellman.BUILT_IN
+
+
+def test_a_client_of_tls_1_2_without_elliptic_curves_gets_a_dhe_suite(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # as where no file system can be written to
+    rsa = pki.issue_server(CA, ["localhost"], key_type=pki.KeyType.RSA)
+    server = SSL.Connection(server_context(pair(rsa), None, TLSOptions()), None)
+    old = bare_client(version=SSL.TLS1_2_VERSION, ciphers=b"DHE-RSA-AES256-GCM-SHA384")
+    assert openssl.set_groups(old, "X25519")  # a client that names groups of RFC 7919 wants one of those
+    client = SSL.Connection(old, None)
+    server.set_app_data(HandshakeRecord())
+    server.set_accept_state()
+    client.set_connect_state()
+    handshake(server, client)
+    assert server.get_cipher_name() == "DHE-RSA-AES256-GCM-SHA384"
+
+
+def test_a_security_level_above_2048_bits_switches_dhe_suites_off_and_nothing_else():
+    server, _ = shake(TLSOptions(ciphers="HIGH:@SECLEVEL=3"))
+    assert server.get_protocol_version_name() == "TLSv1.3"
+    with pytest.raises(ContextError, match="ssl_dh_params_file: .*dh key too small"):
+        shake(TLSOptions(ciphers="HIGH:@SECLEVEL=3", dh_params=diffie_hellman.BUILT_IN))
 
 
 def test_old_versions_are_spoken_where_the_security_level_is_lowered_on_purpose():
@@ -209,3 +252,32 @@ def test_renegotiation_is_refused():
         client.renegotiate()
         contexts.handshake(server, client)
         client.do_handshake()
+
+
+def damaged(original, load):
+    """With a name that is not UTF-8: cryptography lets it pass, and OpenSSL does not."""
+    return load(original.public_bytes(Encoding.DER).replace(b"test CA", b"test C\xff"))
+
+
+DAMAGED_CA = Trust((CA.certificate, damaged(CA.certificate, x509.load_der_x509_certificate)))
+DAMAGED_CRL = Trust((CA.certificate,), (damaged(pki.make_crl(CA, []), x509.load_der_x509_crl),))
+
+
+@pytest.mark.parametrize(
+    ("trust", "server_setting", "backend_setting"),
+    [(DAMAGED_CA, "ssl_ca_file", "sslrootcert"), (DAMAGED_CRL, "ssl_crl_file", "sslcrl")],
+)
+def test_a_ca_or_crl_that_openssl_refuses_is_a_mistake_in_its_setting(trust, server_setting, backend_setting):
+    with pytest.raises(ContextError, match="invalid utf8string") as caught:
+        server_context(pair(SERVER), trust, TLSOptions(ciphers="NOTHING"))
+    assert [key for key, _ in caught.value.mistakes] == ["ssl_ciphers", server_setting]
+    with pytest.raises(ContextError, match="invalid utf8string") as caught:
+        backend_context(None, trust, TLSOptions(groups="nope"))
+    assert [key for key, _ in caught.value.mistakes] == ["ssl_groups", backend_setting]
+
+
+def test_a_certificate_that_openssl_refuses_is_a_mistake_in_its_setting():
+    unreadable = damaged(SERVER.certificate, x509.load_der_x509_certificate)
+    with pytest.raises(ContextError, match="invalid utf8string") as caught:
+        server_context(KeyPair((unreadable,), SERVER.key), None, TLSOptions())
+    assert [key for key, _ in caught.value.mistakes] == ["ssl_key_file"]

@@ -37,6 +37,7 @@ from pgtlsproxy.tls.file_access import (
 from pgtlsproxy.tls.files import (
     certificate_chain,
     chain_warnings,
+    dh_parameters,
     key_pair,
     private_key,
     revocation_lists,
@@ -572,3 +573,23 @@ def test_times_do_not_matter_to_reading() -> None:
     )
     expired = pki.issue_client(ROOT_CA, "alice", lifetime=past)
     assert certificate_chain(expired.certificate_pem(), "alice.crt") == (expired.certificate,)
+
+
+# Diffie-Hellman parameters.
+
+
+def test_dh_parameters_are_found_behind_other_blocks() -> None:
+    assert dh_parameters(b"a comment\n" + CHAIN + DH + DH, "dh.pem") == DH
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "the file is empty"),
+        (CHAIN, "there is no DH PARAMETERS in it, only CERTIFICATE: is it the right file"),
+        (DH[:-5], "has no counterpart: the file is cut off or damaged"),
+    ],
+)
+def test_a_file_without_whole_dh_parameters_is_an_error(content: bytes, text: str) -> None:
+    with pytest.raises(UnusableFile, match=f'could not load DH parameters file "dh.pem": .*{text}'):
+        dh_parameters(content, "dh.pem")

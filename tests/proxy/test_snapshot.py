@@ -1,0 +1,119 @@
+"""Snapshots from files: what a unit keeps where nothing new can be built."""
+
+from pathlib import Path
+
+import pytest
+
+from pgtlsproxy import pki
+from pgtlsproxy.errors import ConfigError
+from pgtlsproxy.proxy import files
+from pgtlsproxy.proxy.snapshot import Snapshot, load, reload
+from pgtlsproxy.tls import contexts
+from pgtlsproxy.tls.contexts import ContextError
+
+CA = pki.make_ca("test CA")
+SERVER = pki.issue_server(CA, ["localhost"])
+
+YAML = """
+listeners:
+  a: {listen: ["127.0.0.1:0"], ssl: on, ssl_cert_file: server.crt, ssl_key_file: server.key, ssl_ca_file: ca.crt,
+      hba_file: pg_hba.conf, backend: shared}
+  u: {listen: ["unix:/tmp"], ssl: off, hba_file: local_hba.conf, backend: users}
+backends:
+  shared: {host: localhost, sslrootcert: ca.crt, login: passthrough}
+  users: {host: localhost, sslrootcert: ca.crt, sslcert: "{user}.crt", sslkey: "{user}.key", sslpassword: secret,
+          login: certificate}
+"""
+
+
+@pytest.fixture
+def in_service(tmp_path: Path) -> Snapshot:
+    for name, content in {
+        "pgtlsproxy.yaml": YAML.encode(),
+        "pg_hba.conf": b"hostssl all all all scram-sha-256\n",
+        "local_hba.conf": b"local all all peer\n",
+        "ca.crt": CA.certificate_pem(),
+        "server.crt": SERVER.certificate_pem(),
+        "server.key": SERVER.key_pem().reveal(),
+    }.items():
+        path = tmp_path / name
+        path.touch(mode=0o600)
+        path.write_bytes(content)
+    return load(str(tmp_path / "pgtlsproxy.yaml")).snapshot
+
+
+def test_contexts_that_cannot_be_built_leave_the_old_ones_in_service(
+    in_service: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ContextError([("ssl_ca_file", "made to fail")])
+
+    monkeypatch.setattr(contexts, "server_context", refuse)
+    monkeypatch.setattr(contexts, "backend_context", refuse)
+    result = reload(in_service)
+    folder = Path(in_service.path)
+    assert {str(mistake) for mistake in result.mistakes} == {
+        f"{folder}: listeners.a.ssl_ca_file: made to fail",
+        f"{folder}: backends.shared.ssl_ca_file: made to fail",
+        f"{folder}: backends.users.ssl_ca_file: made to fail",
+        f"{folder}: listeners.u.backend: backend users does not load, and the policy was written for it",
+        f"{folder}: listeners.a.backend: backend shared does not load, and the policy was written for it",
+    }
+    assert {"TLS settings of listener a", "TLS settings of backend shared"} <= set(result.kept)
+    assert result.snapshot.listeners["a"].tls_context is in_service.listeners["a"].tls_context
+    assert result.snapshot.backends == in_service.backends
+
+
+def test_a_pair_that_openssl_refuses_with_the_old_settings_too_keeps_the_old_pair(
+    in_service: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old,) = (listener.pair for name, listener in in_service.listeners.items() if name == "a")
+    renewed = pki.issue_server(CA, ["localhost"])
+    folder = Path(in_service.path).parent
+    (folder / "server.crt").write_bytes(renewed.certificate_pem())
+    (folder / "server.key").write_bytes(renewed.key_pem().reveal())
+    real = contexts.server_context
+
+    def takes_old_pair(pair: contexts.KeyPair, *others: object) -> object:
+        if pair is not old:
+            raise ContextError([("ssl_key_file", "too weak")])
+        return real(pair, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(contexts, "server_context", takes_old_pair)
+    result = reload(in_service)
+    assert [str(mistake) for mistake in result.mistakes] == [
+        f"{in_service.path}: listeners.a.ssl_key_file: too weak"
+    ]
+    assert result.kept == ("TLS settings of listener a", "certificate of listener a")
+    assert result.snapshot.listeners["a"].pair is old
+
+
+def test_a_file_with_an_inline_password_is_judged_by_the_descriptor_that_it_was_read_from(
+    in_service: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(in_service.path)
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="configuration file with sslpassword .* has group or world access"):
+        load(str(path))
+    path.chmod(0o600)
+    real = files.load_settings
+
+    def vanishes(name: str, content: bytes) -> object:
+        settings = real(name, content)
+        Path(name).unlink()
+        return settings
+
+    monkeypatch.setattr(files, "load_settings", vanishes)
+    assert reload(in_service).mistakes == ()
+    assert [str(mistake) for mistake in reload(in_service).mistakes] == [
+        f'{path}: could not open configuration file "{path}": it does not exist'
+    ]
+
+
+@pytest.mark.parametrize("folder", ["a\\0b", "\\ud800"])
+def test_a_path_that_no_folder_can_have_is_a_mistake(in_service: Snapshot, folder: str) -> None:
+    path = Path(in_service.path)
+    text = YAML.replace("ssl_ca_file: ca.crt", f'ssl_ca_file: ca.crt, ssl_crl_dir: "{folder}"')
+    path.write_text(text)
+    result = reload(in_service)
+    assert [mistake.what for mistake in result.mistakes if "ssl_crl_dir" in mistake.where] != []

@@ -112,7 +112,10 @@ class RelayLoop:
         session.wish = wish
         if wish.when is When.NOW:
             session.breaks(wish.ending)
-        self._settle(session)
+        try:
+            self._settle(session)
+        except Exception as error:  # noqa: BLE001 - one session's failure is its own
+            self._failed(session, error)
 
     def stop(self) -> None:
         """End the thread. Sessions that are left are not reported."""

@@ -291,6 +291,51 @@ async def test_ends_of_many_kinds_at_random_leave_the_relay_as_it_was(bench):
     assert digests["sent", "up"] == digests["received", "up"]
 
 
+MESSAGES = int(os.environ.get("PGTLSPROXY_FUZZ", "0")) or 3000
+"""Over all pairs of legs and both modes, a tenth each."""
+
+
+async def test_many_messages_of_many_sizes_on_many_sessions_beside_ones_that_break(bench):
+    """Every message comes back as it was sent, in order, whatever happens to the neighbours."""
+    numbers = random.Random(5)
+    sessions = [await bench.session(buffer_octets=numbers.choice((None, 4096, 65536))) for _ in range(8)]
+    is_over = trio.Event()
+
+    async def echo(leg):
+        with contextlib.suppress(LegLost, trio.ClosedResourceError):
+            while data := await leg.receive(numbers.choice((16384, 65536))):
+                await leg.send(data)
+
+    async def converse(relayed):
+        for _ in range(MESSAGES // len(LEGS) // len(MODES) // len(sessions) + 1):
+            message = numbers.randbytes(min(int(numbers.paretovariate(0.5)), 300_000))
+            async with trio.open_nursery() as both:
+                both.start_soon(relayed.client.send, message)
+                assert await read_exactly(relayed.client, len(message)) == message
+
+    async def break_neighbours():
+        while not is_over.is_set():
+            neighbour = await bench.session()
+            with trio.move_on_after(numbers.random() * 0.05):
+                await neighbour.client.send(b"x" * numbers.choice((10, MEGABYTE)))
+                await neighbour.over.wait()
+            numbers.choice((neighbour.client, neighbour.backend)).abort()
+            neighbour.close()
+            await neighbour.over.wait()
+            assert neighbour.failure is None
+
+    async with trio.open_nursery() as everybody:
+        everybody.start_soon(break_neighbours)
+        for relayed in sessions:
+            everybody.start_soon(echo, relayed.backend)
+        async with trio.open_nursery() as conversations:
+            for relayed in sessions:
+                conversations.start_soon(converse, relayed)
+        is_over.set()
+        for relayed in sessions:
+            relayed.close()
+
+
 async def exchange_until_broken(relayed):
     async with trio.open_nursery() as both:
         both.start_soon(relayed.client.send, b"u" * 10 * MEGABYTE)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pgtlsproxy.config import Backend
 from pgtlsproxy.errors import BackendUnavailable
-from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.resolve import LookUpFailed, Resolver
 from pgtlsproxy.proxy.stages import BackendAddress
 
 _T = TypeVar("_T")
@@ -43,8 +43,8 @@ class Candidates:
                 continue
             try:
                 found = [host.hostaddr] if host.hostaddr else await self._resolver.addresses(host.host)
-            except OSError as error:
-                self.failures.append(BackendUnavailable(f"{host.host}: {error.strerror or error}"))
+            except LookUpFailed as error:
+                self.failures.append(BackendUnavailable(f"{host.host}: {error}"))
                 continue
             for ip in _shuffled(found, self._shuffle):
                 address = BackendAddress(host.host or ip, host.port, ip)

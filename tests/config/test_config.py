@@ -212,6 +212,10 @@ CASES = {
     "pw_no_key": (passthrough(sslpassword="x"), BM + "sslpassword"),
     "abstract": (passthrough(host='"@x"'), BM + "host"),
     "host_port": (passthrough(host='"db:5432"'), BM + "host", "port"),
+    "host_label": (passthrough(host="a" * 64 + ".example"), BM + "host", "1 to 63"),
+    "host_empty_label": (passthrough(host="db..example"), BM + "host", "1 to 63"),
+    "host_two_dots": (passthrough(host="db.example.."), BM + "host", "1 to 63"),
+    "host_long": (passthrough(host=".".join(["a" * 63] * 4)), BM + "host", "253"),
     "workers": (text(top={"workers": 2}), "workers", "not in this version"),
     "workers_auto": (text(top={"workers": "auto"}), "workers", "not in this version"),
     "workers_true": (text(top={"workers": "true"}), "workers"),
@@ -341,6 +345,12 @@ def test_lists_and_times_are_libpqs_and_postgresqls():
     assert b.connect_timeout == 0.5
     s = load(text(top={"authentication_timeout": "1min", "reload_interval": "0", "workers": 1}))
     assert s.authentication_timeout == 60
+
+
+def test_host_names_may_be_as_long_as_those_of_the_dns():
+    longest = ".".join(["a" * 63] * 3 + ["a" * 61])
+    for host in (longest, longest + ".", "db_1.example.com.", "xn--bcher-kva.example"):
+        assert load(passthrough(host=host)).backends["primary"].host == (host,)
 
 
 def test_a_passphrase_is_in_no_repr():

@@ -78,7 +78,12 @@ def own_proof(grant: Grant) -> Proof | None:
 
 
 async def log_in(
-    negotiated: Negotiated, grant: Grant, backend: BackendLeg, client: Client, log: SessionLog
+    negotiated: Negotiated,
+    grant: Grant,
+    backend: BackendLeg,
+    target_session_attrs: str,
+    client: Client,
+    log: SessionLog,
 ) -> LoggedIn:
     """Take the login to ReadyForQuery, and hold it against the Grant.
 
@@ -93,7 +98,7 @@ async def log_in(
         WrongSessionAttributes: another host is to be tried; the client has heard nothing yet.
         ProtocolViolation, ClientGone, BackendUnavailable: one side broke the exchange.
     """
-    login = _Login(negotiated, grant, backend, client)
+    login = _Login(negotiated, grant, backend, target_session_attrs, client)
     proof = await login.run()
     log.note(proof=proof.kind, identity=proof.identity)
     if login.exchange.cancel_key is not None:
@@ -114,12 +119,20 @@ async def log_in(
 class _Login:
     """One exchange. `held` is what the client is owed and has not been sent yet."""
 
-    def __init__(self, negotiated: Negotiated, grant: Grant, backend: BackendLeg, client: Client) -> None:
+    def __init__(
+        self,
+        negotiated: Negotiated,
+        grant: Grant,
+        backend: BackendLeg,
+        target_session_attrs: str,
+        client: Client,
+    ) -> None:
         self.exchange = LoginExchange()
         self.client_reader = client_reader(lambda: self.exchange.awaited)
         self._negotiated = negotiated
         self._grant = grant
         self._backend = backend
+        self._target_session_attrs = target_session_attrs
         self._client = client
         self._settings = negotiated.accepted.listener.backends[grant.backend].settings
         self._held = bytearray(version_answer(negotiated.startup, self._settings.max_protocol_version))
@@ -246,10 +259,9 @@ class _Login:
         )
 
     def _check_session_attributes(self) -> None:
-        wanted = self._settings.target_session_attrs
-        if wanted == "any":
+        if self._target_session_attrs == "any":
             return
-        problem = wrong_attributes(wanted, self.exchange.parameters)
+        problem = wrong_attributes(self._target_session_attrs, self.exchange.parameters)
         if problem is not None:
             raise WrongSessionAttributes(f"{self._backend.address}: {problem}")
 

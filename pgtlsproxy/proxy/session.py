@@ -129,10 +129,10 @@ async def _log_in(
         backend = await connect(negotiated, grant, candidates)
         _note_backend(log, backend)
         try:
-            return await log_in(negotiated, grant, backend, client, log)
+            return await log_in(negotiated, grant, backend, candidates.target_session_attrs, client, log)
         except WrongSessionAttributes as error:
             backend.leg.close()
-            candidates.failed(error)
+            candidates.unfit(error)
         except BaseException:
             backend.leg.close()
             raise

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import trio
+
 from pgtlsproxy.errors import (
     BackendMisbehaved,
     BackendUnavailable,
@@ -166,7 +168,32 @@ class _Login:
                     self.exchange.other(message)
             if self.exchange.is_authenticated:
                 return self._proof()
+            if self.exchange.may_client_answer:
+                message = await self._next_of_either()
+            else:
+                message = await read_message(self._backend.leg, self._backend.reader)
+
+    async def _next_of_either(self) -> Message:
+        """The backend's next message; should the client speak before it, its answer is relayed meanwhile.
+
+        Behind GSSContinue either may be the next: a client whose context is complete says nothing more.
+        """
+        await self._flush()
+        waiting = trio.CancelScope()
+
+        async def relay_answer() -> None:
+            answer = None
+            with waiting:
+                answer = await self._read_answer()
+            # What the client has said goes out whole, whatever the backend has said meanwhile.
+            if answer is not None:
+                await self._relay_answer(answer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay_answer)
             message = await read_message(self._backend.leg, self._backend.reader)
+            waiting.cancel()
+        return message
 
     async def _answer_authentication(self, message: Message) -> None:
         """Judge an Authentication message, relay it, and relay the client's answer where one is due."""
@@ -190,7 +217,7 @@ class _Login:
         self._held += raw
         if self.exchange.is_client_turn:
             await self._flush()
-            await self._relay_answer()
+            await self._relay_answer(await self._read_answer())
 
     def _check_require_auth(self, request: Authentication) -> None:
         """What require_auth says, as it holds for the backend's first question."""
@@ -211,12 +238,15 @@ class _Login:
                 f"the backend asks for {method} authentication, which its require_auth does not allow"
             )
 
-    async def _relay_answer(self) -> None:
+    async def _read_answer(self) -> Message:
         while (message := self.client_reader.next()) is None:
             data = await self._client.read_some(MAX_RECORD_OCTETS)
             if not data:
                 raise ClientGone("the client closed during authentication")
             self.client_reader.feed(data)
+        return message
+
+    async def _relay_answer(self, message: Message) -> None:
         self.exchange.client_message(message)
         flag = self.exchange.binding_flag
         is_scram = self.exchange.outcome.challenge is Challenge.SCRAM

@@ -34,6 +34,7 @@ class Names:
         answers: by name; an exception is raised. May be replaced.
         asked: the names, in the order in which they were asked for.
         gates: names whose answer waits for an event.
+        hanging: set when one of these has been asked for.
         answered: released once for every answer.
     """
 
@@ -41,12 +42,14 @@ class Names:
         self.answers = answers
         self.asked = []
         self.gates = {}
+        self.hanging = threading.Event()
         self.answered = threading.Semaphore(0)
 
     def __call__(self, host):
         self.asked.append(host)
         try:
             if host in self.gates:
+                self.hanging.set()
                 assert self.gates[host].wait(20)
             answer = self.answers[host]
         finally:
@@ -92,8 +95,9 @@ async def failure_of(resolver, host):
     return str(caught.value)
 
 
-async def let_it_take(seconds, clock):
-    """Let time pass when everybody waits. trio's autojump clock would not wait for threads."""
+async def let_it_take(seconds, clock, names):
+    """Let time pass when a look-up hangs. trio's autojump clock would not wait for threads."""
+    assert await trio.to_thread.run_sync(names.hanging.wait, 20)
     await trio.testing.wait_all_tasks_blocked()
     clock.jump(seconds)
 
@@ -178,7 +182,7 @@ async def test_whoever_gives_up_waiting_ends_it_for_nobody_else(resolver, names)
 async def test_a_look_up_that_hangs_fails_in_time_and_then_at_once(resolver, names, mock_clock):
     gate = names.hang("db")
     async with patient_nursery() as nursery:
-        nursery.start_soon(let_it_take, LOOKUP_SECONDS, mock_clock)
+        nursery.start_soon(let_it_take, LOOKUP_SECONDS, mock_clock, names)
         assert await failure_of(resolver, "db") == "the look-up took longer than 3 s"
     mock_clock.jump(KEEP_SECONDS)
     assert await failure_of(resolver, "db") == "an earlier look-up still hangs"
@@ -194,7 +198,7 @@ async def test_a_look_up_that_hangs_is_answered_from_memory(resolver, names, log
     mock_clock.jump(KEEP_SECONDS)
     names.hang("db")
     async with patient_nursery() as nursery:
-        nursery.start_soon(let_it_take, LOOKUP_SECONDS, mock_clock)
+        nursery.start_soon(let_it_take, LOOKUP_SECONDS, mock_clock, names)
         assert await resolver.addresses("db") == good
     mock_clock.jump(KEEP_SECONDS)
     assert await resolver.addresses("db") == good

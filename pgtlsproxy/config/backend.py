@@ -143,8 +143,8 @@ class Backend(Model):
     """One port for all hosts, or as many as hosts."""
 
     connect_timeout: Annotated[Seconds, AfterValidator(in_range(0, MAX_CONNECT_TIMEOUT_SECONDS))] = 5.0
-    """Seconds an address may take for TCP and TLS; 0 for no limit. libpq's own default is none, which
-    lets one dead host use up the whole login."""
+    """Seconds an address may take for TCP, TLS and its first answer to the StartupMessage; 0 for no limit.
+    libpq's own default is none, which lets one dead host use up the whole login."""
 
     target_session_attrs: Annotated[
         Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"],

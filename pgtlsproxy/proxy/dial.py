@@ -59,6 +59,14 @@ async def dial(address: BackendAddress, backend: Backend, context: SSL.Context |
 
 
 async def _connect(address: BackendAddress, backend: Backend) -> socket.socket:
+    try:
+        return await _connect_socket(address, backend)
+    except OSError as error:
+        # The network's no, or the kernel's: out of descriptors, no such family, no route.
+        raise BackendUnavailable(f"{address}: {error.strerror or error}") from None
+
+
+async def _connect_socket(address: BackendAddress, backend: Backend) -> socket.socket:
     where: str | tuple[str, int] = address.unix_path
     family = socket.AF_UNIX
     if address.ip is not None:
@@ -71,7 +79,7 @@ async def _connect(address: BackendAddress, backend: Backend) -> socket.socket:
             await trio.lowlevel.wait_writable(sock)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            raise BackendUnavailable(f"{address}: {os.strerror(error)}")
+            raise OSError(error, os.strerror(error))
         if address.ip is None:
             await _check_unix_peer(sock, address, backend.requirepeer)
         else:

@@ -16,14 +16,15 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy import __version__
-from pgtlsproxy.config import TCPAddress
+from pgtlsproxy.config import Settings, TCPAddress
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.logs import RefusalFolder
+from pgtlsproxy.proxy.admission import HARD_LIMIT_MARGIN
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.relay import open_relay
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.selftest import prove_tls
-from pgtlsproxy.proxy.session import HARD_LIMIT_MARGIN, Services, serve_session
+from pgtlsproxy.proxy.session import Services, serve_session
 from pgtlsproxy.proxy.snapshot import Reloaded, Snapshot, reload
 from pgtlsproxy.proxy.sockets import (
     BindError,
@@ -180,11 +181,11 @@ def bind(snapshot: Snapshot) -> list[tuple[str, ListeningSocket]]:
     return opened
 
 
-def raise_descriptor_limit(max_connections: int, logger: FilteringBoundLogger) -> None:
+def raise_descriptor_limit(settings: Settings, logger: FilteringBoundLogger) -> None:
     """Take as many descriptors as the system grants, and warn where sessions need more.
 
     Args:
-        max_connections: sessions, each with a socket on either leg.
+        settings: whose limits count; a session has a socket on either leg, and so may a pending one.
         logger: told of what is missing.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -192,13 +193,13 @@ def raise_descriptor_limit(max_connections: int, logger: FilteringBoundLogger) -
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # A client that is one too many is heard, and costs one socket.
-    needed = 2 * max_connections + HARD_LIMIT_MARGIN + OWN_DESCRIPTORS
+    needed = 2 * (settings.max_connections + settings.pending_limit) + HARD_LIMIT_MARGIN + OWN_DESCRIPTORS
     if limit != resource.RLIM_INFINITY and limit < needed:
         logger.warning(
             "too_few_descriptors",
             limit=limit,
             needed=needed,
-            max_connections=max_connections,
+            max_connections=settings.max_connections,
             advice="raise LimitNOFILE= (systemd) or the hard limit of nofile, or lower max_connections",
         )
 
@@ -213,7 +214,7 @@ def serve(snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
     prove_tls()
     # A core dump would hold keys and passwords.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    raise_descriptor_limit(snapshot.settings.max_connections, logger)
+    raise_descriptor_limit(snapshot.settings, logger)
     listening = bind(snapshot)
     if os.geteuid() == 0:
         logger.warning("running_as_root", advice="let systemd, the container or setpriv drop privileges")

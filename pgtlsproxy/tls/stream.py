@@ -146,8 +146,7 @@ class TLSLeg(_SocketLeg):
         connection: OpenSSL's end of it.
         version, cipher: what was negotiated, as OpenSSL names it.
         server_name: the SNI that the client sent, None without; it selects nothing.
-        peer_chain: the verified chain, leaf first; empty where the peer gave no certificate.
-        is_verified: whether that chain was verified in this handshake.
+        is_verified: whether the peer's chain was verified in this handshake.
         peer_leaf: the peer's certificate, verified or, under a weak sslmode, not.
         is_abused: whether the connection was ended because the peer flooded it.
     """
@@ -166,11 +165,13 @@ class TLSLeg(_SocketLeg):
         self.alpn: bytes = connection.get_alpn_proto_negotiated()
         self.server_name: bytes | None = connection.get_servername()
         self.peer_leaf: x509.Certificate | None = connection.get_peer_certificate(as_cryptography=True)
-        self.peer_chain: tuple[x509.Certificate, ...] = tuple(
-            connection.get_verified_chain(as_cryptography=True) or ()
-        )
         # The chain alone proves nothing: OpenSSL keeps one of a failed verification, too.
-        self.is_verified: bool = bool(self.peer_chain) and openssl.is_verified(connection)
+        self.is_verified: bool = bool(connection.get_verified_chain()) and openssl.is_verified(connection)
+
+    @property
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The chain to the CA that vouches for the peer, leaf first; empty where it gave no certificate."""
+        return tuple(self.connection.get_verified_chain(as_cryptography=True) or ())
 
     @property
     def peer_leaf_der(self) -> bytes | None:

@@ -210,6 +210,10 @@ class RelaySession:
         """How many octets were carried in both directions."""
         return self.from_client.octets + self.from_backend.octets
 
+    @property
+    def _is_terminated(self) -> bool:
+        return self.from_client.tail[-len(TERMINATE) :] == TERMINATE
+
     # --- What happens ---------------------------------------------------------------------------------
 
     def begin(self, direction: Direction, unread: bytes) -> None:
@@ -286,13 +290,15 @@ class RelaySession:
     def source_ended(self, direction: Direction) -> None:
         """The source has said that it will send no more."""
         if direction is self.from_backend:
-            self.ends(Ending("ok", "the backend closed the session", is_clean=True), LAST_WORDS_SECONDS)
+            # A backend that ends behind Terminate may be seen to before the client's own end is.
+            who = "client" if self._is_terminated else "backend"
+            self.ends(Ending("ok", f"the {who} closed the session", is_clean=True), LAST_WORDS_SECONDS)
             if self.from_client.state is State.HELD:
                 self._tell_sink(self.from_client)
             self._tell_sink(direction)
         elif direction.state is State.DISCARDING:
             self._done(direction)
-        elif direction.tail[-len(TERMINATE) :] == TERMINATE:
+        elif self._is_terminated:
             # PostgreSQL reads nothing behind it and ends by itself. A close_notify left unread would
             # make its close() reset the connection and lose what it sent last.
             self.ends(Ending("ok", "the client closed the session", is_clean=True), TERMINATED_SECONDS)
@@ -305,10 +311,9 @@ class RelaySession:
 
     def source_lost(self, direction: Direction, error: LegLost) -> None:
         """The source broke, or ended without saying so."""
-        is_terminated = direction is self.from_client and direction.tail[-len(TERMINATE) :] == TERMINATE
         if direction.state is State.DISCARDING:
             self._done(direction)
-        elif is_terminated and not isinstance(error, LegAbused):
+        elif direction is self.from_client and self._is_terminated and not isinstance(error, LegAbused):
             # Many drivers say Terminate and drop the connection, without close_notify and with answers
             # unread, which makes it a reset. What came before was whole.
             self.source_ended(direction)

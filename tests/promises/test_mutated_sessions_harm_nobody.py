@@ -150,16 +150,27 @@ async def test_a_mutated_client_reaches_a_backend_with_a_whole_request_alone(run
     assert backend.requests.total() > SESSIONS / 20, "too few mutations leave a session that can be served"
 
 
+def with_messages_mixed_up(random, turn):
+    """One message of a turn is left out, or comes twice, or elsewhere."""
+    said = [wire.message(each.kind, each.body) for each in wire.messages(turn)]
+    taken = said.pop(random.randrange(len(said)))
+    for _ in range(random.randrange(3)):
+        said.insert(random.randint(0, len(said)), taken)
+    return b"".join(said)
+
+
 def mutated_answers(request):
-    """What the backend says to a session: one turn is changed, or something else in its place."""
+    """What the backend says to a session: one turn is changed, or something else comes in its place."""
     if int(request.name[1:]) in GOOD:
         return recorded_answers(request)
     random = Random(request.name)
     turns = list(ANSWERS[request.user])
     changed = random.randrange(len(turns))
+    if random.random() < 0.25:
+        turns[changed] = with_messages_mixed_up(random, turns[changed])
+        return tuple(turns)
     said = random.choice((turns[changed], turns[changed], turns[changed], *OTHER_ANSWERS))
-    everything = (*OTHER_ANSWERS, *turns)
-    turns[changed] = mutated(random, said, everything)
+    turns[changed] = mutated(random, said, (*OTHER_ANSWERS, *turns))
     return tuple(turns)
 
 

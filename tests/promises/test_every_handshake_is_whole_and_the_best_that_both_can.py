@@ -177,7 +177,8 @@ def with_body(change):
 
 
 def of_other_bytes(tls, shown):
-    whole, tls.transcript = tls.transcript, tls.transcript[:-1] + b"x"
+    whole = tls.transcript
+    tls.transcript = whole[:-1] + bytes([whole[-1] ^ 1])
     made = tls.certificate_verify(shown.private_key)
     tls.transcript = whole
     return made

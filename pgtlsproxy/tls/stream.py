@@ -28,7 +28,7 @@ from pgtlsproxy.tls import openssl
 from pgtlsproxy.tls.certificates import describe
 from pgtlsproxy.tls.contexts import UNREADABLE, HandshakeRecord, NoCommonALPN, openssl_reason
 
-Direction = Literal["read", "write"]
+Operation = Literal["read", "write"]
 _T = TypeVar("_T")
 
 MAX_RECORD_OCTETS: Final = 16384
@@ -156,7 +156,7 @@ class TLSLeg(_SocketLeg):
     def __init__(self, sock: socket.socket, connection: SSL.Connection) -> None:
         super().__init__(sock)
         self.connection = connection
-        self._waiting: dict[Direction, trio.Event] = {}
+        self._waiting: dict[Operation, trio.Event] = {}
         self._fruitless_reads = 0
         self.is_abused = False
         openssl.return_after_each_record(connection, KEY_UPDATES, self._note_abuse)
@@ -231,20 +231,20 @@ class TLSLeg(_SocketLeg):
                 openssl.clear_errors()
                 raise leg_lost(error) from None
 
-    async def _wait(self, direction: Direction) -> None:
+    async def _wait(self, operation: Operation) -> None:
         # trio lets one task wait for a descriptor's direction; the second waits for the first.
-        other = self._waiting.get(direction)
+        other = self._waiting.get(operation)
         if other is not None:
             await other.wait()
             return
-        done = self._waiting[direction] = trio.Event()
+        done = self._waiting[operation] = trio.Event()
         try:
-            if direction == "read":
+            if operation == "read":
                 await trio.lowlevel.wait_readable(self.sock)
             else:
                 await trio.lowlevel.wait_writable(self.sock)
         finally:
-            del self._waiting[direction]
+            del self._waiting[operation]
             done.set()
 
 

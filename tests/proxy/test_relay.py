@@ -25,7 +25,7 @@ from fixtures.relayed import (
 from pgtlsproxy.proxy import relay_session
 from pgtlsproxy.proxy.relay import RelayDied
 from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
-from pgtlsproxy.proxy.relay_loop import RelayLoop
+from pgtlsproxy.proxy.relay_loop import Moments
 from pgtlsproxy.proxy.relay_session import RelaySession
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, server_context
 from pgtlsproxy.tls.raw_tls import RawFastTLS, raw_leg
@@ -494,13 +494,13 @@ class Polls:
 
     def __init__(self, monkeypatch):
         self.count = 0
-        original = RelayLoop._batch
+        original = Moments.seconds_to_next
 
-        def counted(loop, timeout):
+        def counted(moments):
             self.count += 1
-            original(loop, timeout)
+            return original(moments)
 
-        monkeypatch.setattr(RelayLoop, "_batch", counted)
+        monkeypatch.setattr(Moments, "seconds_to_next", counted)
 
 
 async def test_the_thread_sleeps_when_there_is_nothing_to_do(monkeypatch):

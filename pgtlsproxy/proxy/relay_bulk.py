@@ -70,6 +70,8 @@ class BulkTransfers:
         pace = direction.pace
         taken = direction.session.step(direction, SLICE_OCTETS)
         pace.smalls = 0 if taken >= LARGE_OCTETS else pace.smalls + 1
+        if taken > SLICE_OCTETS // 2:
+            self.enqueue(direction)  # there will be more: no event is waited for
         if pace.smalls >= SMALLS_TO_END and direction.reverse.pace.smalls > 0:
             self._end(direction.session)
 

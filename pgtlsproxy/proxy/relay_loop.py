@@ -238,6 +238,8 @@ class RelayLoop:
                 os.eventfd_read(self._wake)
             return
         session, leg = direction.session, direction.source
+        if direction.pace.is_queued and events == _IN == self._masks[fd]:
+            return  # its turn will come
         with self._only(session):
             if self._masks[fd] == _NOTHING:
                 if events & _GONE and (direction.state is State.FLOWING or _has_error(leg.sock)):

@@ -123,6 +123,7 @@ class Backend(Model):
             "passfile",
             "proxy_protocol",
             "host_probe",
+            "shared_client_ca",
             "keepalives",
             "keepalives_idle",
             "keepalives_interval",
@@ -234,9 +235,6 @@ class Backend(Model):
 
     application_name_add: Annotated[str | None, BeforeValidator(_name_template)] = None
     """A text appended to application_name; knows `{addr} {port} {name} {session}`. None for off."""
-
-    shared_client_ca: bool = False
-    """Whether the issuer of the proxy's certificates may vouch for clients of a listener too."""
 
     @property
     def hosts(self) -> tuple[Host, ...]:

@@ -119,5 +119,5 @@ _AHEAD_OF_AUTHENTICATION: Final = frozenset({b"v", b"N"})
 
 
 def _is_same_leaf(leg: Leg, negotiated: Negotiated) -> bool:
-    own = negotiated.accepted.listener.leaf_der
-    return isinstance(leg, TLSLeg) and negotiated.leg.is_tls and own is not None and leg.peer_leaf_der == own
+    own = negotiated.accepted.listener.pair
+    return isinstance(leg, TLSLeg) and negotiated.leg.is_tls and own is not None and leg.peer_leaf == own.leaf

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
-from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from pgtlsproxy.config import Backend, Listener, Settings
@@ -52,11 +51,6 @@ class ListenerSnapshot:
     trust: Trust | None
     tls_context: SSL.Context | None = field(repr=False)
     options: TLSOptions | None = field(repr=False)
-
-    @property
-    def leaf_der(self) -> bytes | None:
-        """The certificate that clients see, as SCRAM's channel binding hashes it."""
-        return None if self.pair is None else self.pair.leaf.public_bytes(Encoding.DER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from typing import Final, Literal, TypeVar
 
 import trio
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
@@ -184,11 +183,6 @@ class TLSLeg(_SocketLeg):
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
         """The chain to the CA that vouches for the peer, leaf first; empty where it gave no certificate."""
         return tuple(self.connection.get_verified_chain(as_cryptography=True) or ())
-
-    @property
-    def peer_leaf_der(self) -> bytes | None:
-        """The peer's certificate in DER, which SCRAM's channel binding hashes."""
-        return None if self.peer_leaf is None else self.peer_leaf.public_bytes(Encoding.DER)
 
     async def receive(self, max_octets: int) -> bytes:
         """The next decrypted bytes; empty after the peer's close_notify.

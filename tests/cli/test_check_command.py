@@ -5,11 +5,16 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fixtures.certs import common_names
@@ -200,6 +205,23 @@ def test_a_key_that_others_may_read_is_refused(certs, proxy, command_line, mode,
     result = command_line("check", "-c", str(path))
     assert (result.returncode == 0) is accepted
     assert ("has group or world access" in result.stderr) is not accepted
+
+
+def test_an_odd_root_certificate_is_no_reason_to_talk_of_libraries(certs, proxy, command_line):
+    """Its serial number is 0, of which cryptography warns with a path of ours; system roots have such."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = common_names("odd")
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    der = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    version, one, zero = b"\xa0\x03\x02\x01\x02", b"\x02\x01\x01", b"\x02\x01\x00"
+    assert version + one in der
+    pem = ssl.DER_cert_to_PEM_cert(der.replace(version + one, version + zero))
+    roots = {"roots.crt": certs.ca.crt.read_text() + pem}
+    listener = with_tls(certs, ssl_ca_file="roots.crt")
+    path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), HBA | roots)
+    result = command_line("check", "-c", str(path))
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_combined_pem_file_serves_as_certificate_and_key(certs, proxy, command_line):

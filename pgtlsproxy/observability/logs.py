@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import ErrorKind
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, printable
+from pgtlsproxy.observability.console import ConsoleLines
 from pgtlsproxy.observability.stream import QueuedStream
 
 SESSION_FIELDS: Final = (
@@ -89,14 +90,13 @@ def configure(
     """
     target = sys.stderr if stream is None else stream
     console = log_format == "console" or (log_format is None and target.isatty())
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
-    )
+    lines = [_drop_absent, ConsoleLines(colors=target.isatty())] if console else [_render_json]
     processors: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
         # The plain traceback shows code, never the values of variables, which may be secrets.
-        *([_drop_absent, renderer] if console else [structlog.processors.format_exc_info, _render_json]),
+        structlog.processors.format_exc_info,
+        *lines,
     ]
     structlog.configure(
         processors=processors,

@@ -16,7 +16,7 @@ from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.protocol.messages import backend_reader, parse_error_response
 from pgtlsproxy.protocol.startup import MAX_NAME_OCTETS, StartupMessage, encode_startup
 from pgtlsproxy.proxy.candidates import Candidates
-from pgtlsproxy.proxy.dial import dial, read_message, send_to_backend
+from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_to_backend
 from pgtlsproxy.proxy.stages import BackendAddress, BackendLeg, Negotiated
 from pgtlsproxy.tls.stream import Leg, TLSLeg
 
@@ -56,6 +56,9 @@ async def connect(negotiated: Negotiated, grant: Grant, candidates: Candidates) 
             silent = f"{address}: no answer to the StartupMessage within {timeout:g} s (connect_timeout)"
             leg.close()
             candidates.failed(BackendUnavailable(silent), address)
+        except OwnCertificateRefused as error:
+            leg.close()
+            candidates.failed(error.at(address, backend.settings))
         except BackendUnavailable as error:
             leg.close()
             candidates.failed(error)

@@ -21,6 +21,7 @@ from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
+from pgtlsproxy.tls.anchors import crl_warning, require_root
 from pgtlsproxy.tls.certificates import end_point_hash_name
 from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions, Trust
 from pgtlsproxy.tls.file_access import UnusableFile
@@ -276,6 +277,7 @@ class Units:
             return None
         try:
             trusted = trusted_certificates(self._anchors(f"{where}.{key}", path), path)
+            require_root(trusted, path)
         except UnusableFile as error:
             raise self._mistake(f"{where}.{key}", error) from None
         lists: list[x509.CertificateRevocationList] = []
@@ -288,7 +290,11 @@ class Units:
                 lists.extend(revocation_lists_in_directory(self._directory(f"{where}.{key}", path), path))
         except UnusableFile as error:
             raise self._mistake(f"{where}.{key}", error) from None
-        return Trust(trusted, tuple(lists), check_crls=crl[1] is not None or crl_dir[1] is not None)
+        trust = Trust(trusted, tuple(lists), check_crls=crl[1] is not None or crl_dir[1] is not None)
+        if (warning := crl_warning(trust)) is not None:
+            key = crl[0] if crl[1] is not None else crl_dir[0]
+            self._warn(Mistake(f"{self._files.path}: {where}.{key}", warning))
+        return trust
 
     def _anchors(self, where: str, path: str) -> bytes:
         if path != SYSTEM_ROOTS:

@@ -24,7 +24,7 @@ from OpenSSL import SSL
 
 from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
 from pgtlsproxy.tls import openssl
-from pgtlsproxy.tls.certificates import describe
+from pgtlsproxy.tls.anchors import issuer
 from pgtlsproxy.tls.contexts import UNREADABLE, HandshakeRecord, NoCommonALPN, openssl_reason
 
 Operation = Literal["read", "write"]
@@ -46,6 +46,9 @@ KEY_UPDATES: Final = 1000
 some 10^7 records.
 """
 
+NO_CRL: Final = 3
+"""X509_V_ERR_UNABLE_TO_GET_CRL (openssl/x509_vfy.h)."""
+
 ABUSE: Final = "the peer keeps sending TLS records without data"
 
 _LOST: Final = frozenset(
@@ -55,6 +58,10 @@ _LOST: Final = frozenset(
 
 class LegLost(Exception):
     """The connection broke: a reset, a time-out of the kernel, a TLS alert."""
+
+
+class PeerNotVerified(LegLost):
+    """The server's certificate did not verify."""
 
 
 class LegTruncated(LegLost):
@@ -305,7 +312,8 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
         server_name: the SNI to send; None for none.
 
     Raises:
-        LegLost: the handshake failed; the text is for the log alone.
+        PeerNotVerified: nobody who is trusted vouches for the server.
+        LegLost: the handshake failed otherwise; either text is for the log alone.
     """
     connection = SSL.Connection(context, sock)
     if server_name is not None:
@@ -320,7 +328,9 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
         raise _lost(error) from None
     except SSL.Error as error:
         openssl.clear_errors()
-        raise LegLost(f"{openssl_reason(error)}{_verdict(record)}") from None
+        if record.verify_error:
+            raise PeerNotVerified(f"{openssl_reason(error)}: {_verdict(record)}") from None
+        raise LegLost(openssl_reason(error)) from None
     try:
         return TLSLeg(sock, connection)
     except UNREADABLE as error:
@@ -328,17 +338,11 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
 
 
 def _verdict(record: HandshakeRecord) -> str:
-    """Why a server's certificate did not verify, and who would have had to vouch for it."""
-    if not record.verify_error:
-        return ""
-    text = f": {verify_error_text(record.verify_error)}"
+    """Why a certificate did not verify, and who would have had to vouch for it."""
+    text = verify_error_text(record.verify_error)
     if record.certificate is None:
         return text
-    try:
-        issuer = describe(record.certificate).issuer_dn
-    except ClientCertificateRefused:
-        return text
-    return f"{text} at depth {record.verify_depth} (the certificate's issuer is {issuer})"
+    return f"{text} at depth {record.verify_depth} (the certificate's issuer is {issuer(record.certificate)})"
 
 
 async def _handshake(sock: socket.socket, connection: SSL.Connection) -> None:
@@ -376,9 +380,12 @@ class ClientCertificateFailed(ClientCertificateRefused):
 
 def client_certificate_refused(record: HandshakeRecord) -> ClientCertificateFailed:
     """The refusal that a failed verification amounts to, in PostgreSQL's words."""
+    advice = ""
+    if record.verify_error == NO_CRL and record.certificate is not None:
+        advice = f": ssl_crl_file and ssl_crl_dir have no list of its issuer, {issuer(record.certificate)}"
     return ClientCertificateFailed(
         f"Client certificate verification failed at depth {record.verify_depth}: "
-        f"{verify_error_text(record.verify_error)}",
+        f"{verify_error_text(record.verify_error)}{advice}",
         record,
     )
 

@@ -66,7 +66,10 @@ async def test_what_the_kernel_refuses_is_the_addresss_failure(monkeypatch, serv
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        (BackendAddress("/nonexistent", 5432, None), "No such file or directory"),
+        (
+            BackendAddress("/nonexistent", 5432, None),
+            "No such file or directory; is the server running locally and accepting connections on that socket?",
+        ),
         (BackendAddress("/" + "x" * 200, 5432, None), "AF_UNIX path too long"),
     ],
 )
@@ -81,4 +84,4 @@ async def test_a_port_that_nobody_listens_at_is_said_in_the_systems_words(server
     server.close()
     with pytest.raises(BackendUnavailable) as caught:
         await dial.dial(address, BACKEND, None)
-    assert caught.value.reason == f"{address}: Connection refused"
+    assert caught.value.reason.startswith(f"{address}: Connection refused; ")

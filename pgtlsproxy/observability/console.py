@@ -105,6 +105,8 @@ def _session_details(event: Mapping[str, Any]) -> Iterator[str]:
     for key, value in event.items():
         if key in unshown or (is_end and key not in _AT_THE_END) or (key, value) == ("kind", "ok"):
             continue
+        if key == "tls_error" and value in event.get("reason", ""):
+            continue
         line = event.get(key.replace("_file", "_line")) if key in {"hba_file", "ident_file"} else None
         yield _pair(key, value if line is None else f"{value}:{line}")
 

@@ -287,11 +287,13 @@ class _Builder:
         users = old.users.trusting(trust) if old.users is not None else None
         return replace(old, trust=trust, tls_context=context, users=users)
 
-    def _policy(self, name: str, settings: Listener) -> _Policy:
-        """A policy, with the very backend that it was judged against."""
+    def _policy(self, name: str, settings: Listener) -> _Policy | None:
+        """A policy, with the very backend that it was judged against; None at start where that is missing."""
         rules, backend = self._units.rules(name, settings), self._backends.get(settings.backend)
         wanted = self._files.settings
         if backend is None or wanted is None or backend.settings is not wanted.backends[settings.backend]:
+            if self._old is None:
+                return None  # what is wrong with the backend ends the start, and has been told
             problem = f"backend {settings.backend} does not load, and the policy was written for it"
             raise ConfigError([Mistake(f"{self._files.path}: listeners.{name}.backend", problem)])
         return settings, rules, {backend.name: backend}

@@ -129,6 +129,22 @@ def test_all_mistakes_are_reported_at_once(certs, proxy, command_line):
     assert "bad_hba.conf:2" in result.stderr
 
 
+def test_missing_files_are_reported_at_once_and_nothing_that_follows_from_them(certs, proxy, command_line):
+    listener = with_tls(certs, ssl_cert_file="no.crt", ssl_key_file="no.key")
+    backend = with_password_backend(certs) | {"sslcert": "nor.crt", "sslkey": "nor.key"}
+    result = command_line("check", "-c", str(proxy.write(config({"a": listener}, primary=backend), HBA)))
+    told = re.findall(
+        r"(\w+\.\w+\.\w+): could not open [\w ]+ file \".*/(.*)\": it does not exist", result.stderr
+    )
+    assert sorted(told) == [
+        ("backends.primary.sslcert", "nor.crt"),
+        ("backends.primary.sslkey", "nor.key"),
+        ("listeners.a.ssl_cert_file", "no.crt"),
+        ("listeners.a.ssl_key_file", "no.key"),
+    ]
+    assert result.stderr.count("error:") == len(told)
+
+
 def test_machines_get_one_json_object(certs, proxy, command_line):
     path = proxy.write(
         config({"a": in_clear()}, primary=with_password_backend(certs)), {"pg_hba.conf": "x\n"}

@@ -65,7 +65,9 @@ def test_an_end_says_how_long_it_took_and_not_again_what_was_said_before(session
 def test_a_client_that_never_said_who_it_is_has_its_address(logger, stream):
     log = SessionLog(logger, RefusalFolder(logger.info), session="970b", generation=1)
     log.note_address(ClientAddress(ip_address("2001:db8::1"), 5, is_local=False), None)
+    log.note(tls_error="handshake failed")
     log.refused("client_tls", None, "TLS handshake failed")
+    assert "tls_error" not in stream.getvalue()
     assert re.match(rf"{TIME} refused from \[2001:db8::1\]:5: TLS handshake failed ", stream.getvalue())
 
 

@@ -45,3 +45,4 @@ def test_a_client_that_policy_refuses_is_no_outage(certs, tls_cluster, proxy, ps
     )
     decided = decision(running, psql)
     assert (decided["level"], decided["kind"]) == ("info", "denied")
+    assert (decided["hba_file"], decided["hba_line"]) == (str(running.config.parent / "pg_hba.conf"), None)

@@ -16,6 +16,9 @@ from pgtlsproxy.demo.installations import ServerUser
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _STOP_TIMEOUT: Final = 20.0
 
+_UNLESS_ORPHANED: Final = '[ "$PPID" = "$1" ] || exit 1; shift; exec "$@"'
+"""We may have died before the kernel was told what to do then."""
+
 
 @contextmanager
 def running(
@@ -41,7 +44,7 @@ def running(
     """
     user = user or ServerUser()
     process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", *command],
+        ["setpriv", "--pdeathsig", "KILL", "sh", "-c", _UNLESS_ORPHANED, "sh", str(os.getpid()), *command],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,

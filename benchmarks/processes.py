@@ -16,6 +16,9 @@ from pgtlsproxy.demo.installations import ServerUser
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _STOP_TIMEOUT: Final = 20.0
 
+# We may have died before the kernel was asked to end it with us.
+_UNLESS_ORPHANED: Final = '[ "$PPID" = "$0" ] && exec "$@"'
+
 
 @contextmanager
 def running(
@@ -41,7 +44,7 @@ def running(
     """
     user = user or ServerUser()
     process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", *command],
+        ["setpriv", "--pdeathsig", "KILL", "/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *command],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,

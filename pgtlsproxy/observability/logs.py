@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, Final, TextIO
 
@@ -51,7 +51,7 @@ LEVELS: Final = {
     "error": logging.ERROR,
 }
 
-SESSION_LEVELS: Final = {
+SESSION_LEVELS: Final[Mapping[str, int]] = {
     ErrorKind.PROBE: logging.DEBUG,
     ErrorKind.UNPROVEN: logging.WARNING,
     ErrorKind.BACKEND_UNREACHABLE: logging.WARNING,
@@ -251,7 +251,7 @@ class SessionLog:
         self.is_decided = True
         self.note(kind=kind, sqlstate=sqlstate, reason=reason, verdict="refused")
         if self._folder.admits("session_decided", self._source, str(self._fields["reason"])):
-            self._logger.log(_level(kind), "session_decided", **self._fields)
+            self._logger.log(SESSION_LEVELS.get(kind, logging.INFO), "session_decided", **self._fields)
 
     def ended(
         self, kind: str, reason: str, *, bytes_from_client: int, bytes_from_backend: int, seconds: float
@@ -267,7 +267,7 @@ class SessionLog:
         """
         self.note(kind=kind, reason=reason, verdict="allowed")
         self._logger.log(
-            _level(kind),
+            SESSION_LEVELS.get(kind, logging.INFO),
             "session_ended",
             **self._fields,
             bytes_from_client=bytes_from_client,
@@ -278,7 +278,3 @@ class SessionLog:
     def bug(self, error: BaseException) -> None:
         """Write a failure that is ours, with its traceback, under the session's id."""
         self._logger.error("bug", session=self._fields["session"], exc_info=error)
-
-
-def _level(kind: str) -> int:
-    return next((level for one, level in SESSION_LEVELS.items() if one == kind), logging.INFO)

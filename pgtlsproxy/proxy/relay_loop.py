@@ -32,7 +32,7 @@ from pgtlsproxy.proxy.relay_session import (
     Stage,
     State,
 )
-from pgtlsproxy.tls.raw import Buffers, Want
+from pgtlsproxy.tls.raw import Buffers, Operation, Want
 from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS
 
 MAX_EVENTS: Final = 256
@@ -49,7 +49,7 @@ _GONE: Final = select.EPOLLERR | select.EPOLLHUP
 _NOTHING: Final = select.EPOLLET
 """Waits for nothing, but is told once when the connection is gone. Level-triggered, that would spin."""
 
-Route = tuple[Callable[[Any, Any, int], int], Any, Callable[[Any, Any, int], int], Any, Direction]
+Route = tuple[Operation, Any, Operation, Any, Direction]
 """How to carry one message: read, its handle, write, its handle, and what it is counted for."""
 
 

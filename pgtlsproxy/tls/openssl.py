@@ -53,6 +53,10 @@ HAS_BINDING = _lib is not None and all(hasattr(_lib, name) for name in _REQUIRED
 """Whether the binding offers what the functions below need."""
 
 
+EVENTS_PER_KEY_UPDATE: Final = 4
+"""How often OpenSSL calls the info callback for one."""
+
+
 def set_groups(context: SSL.Context, groups: str) -> bool | None:
     """Set the key exchange groups of a context, most preferred first.
 
@@ -121,10 +125,6 @@ def return_after_each_record(
             ended.set_shutdown(SSL.RECEIVED_SHUTDOWN)
 
     connection.set_info_callback(count)
-
-
-EVENTS_PER_KEY_UPDATE: Final = 4
-"""How often OpenSSL calls the info callback for one."""
 
 
 def clear_errors() -> None:

@@ -6,6 +6,7 @@ number of octets, and return how many there were, or a code below one.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import enum
 import os
@@ -66,7 +67,11 @@ class Buffers:
         self.cipher_pointer = openssl.pointer_to(cipher)
 
 
-class RawLeg:
+Operation = Callable[[Any, Any, int], int]
+"""Takes a leg's handle, the shared buffer and a number of octets; returns how many, or a code below one."""
+
+
+class RawLeg(abc.ABC):
     """What every raw leg has.
 
     Args:
@@ -74,47 +79,38 @@ class RawLeg:
         buffers: the thread's.
 
     Attributes:
-        fd: the socket's descriptor.
-        fruitless: reads in a row that brought nothing; whoever calls `read` itself sets it back.
+        sock, fd: the socket, and its descriptor.
         handle: what `read` and `write` take first.
-        read: reads so many octets into the shared buffer; returns their number, 0 or a code below.
-        write: writes the first so many octets of the shared buffer; the same.
+        read: reads into the shared buffer.
+        write: writes the first octets of the shared buffer.
+        fruitless: reads in a row that brought nothing; whoever calls `read` itself sets it back.
         unsent: what a full socket has not taken yet; to be written before anything else.
         unsent_wants: what the writing of it waits for.
         read_wants: what the next read waits for.
-        is_buffered: whether memory BIOs stand between OpenSSL and the socket.
+        is_ending: whether the end is to be said behind what is unsent.
+        is_buffered: whether the leg is ready for a bulk transfer.
     """
 
     __slots__ = (
-        "_buffers",
-        "fd",
-        "fruitless",
-        "handle",
-        "is_buffered",
-        "is_ending",
-        "leg",
-        "read",
-        "read_wants",
-        "sock",
-        "unsent",
-        "unsent_wants",
-        "write",
+        "_buffers", "fd", "fruitless", "handle", "is_buffered", "is_ending", "leg", "read", "read_wants",
+        "sock", "unsent", "unsent_wants", "write",
     )  # fmt: skip
+
+    handle: Any
+    read: Operation
+    write: Operation
 
     def __init__(self, leg: ClearLeg | TLSLeg, buffers: Buffers) -> None:
         self.leg = leg
         self.sock = leg.sock
         self.fd = leg.sock.fileno()
-        self.handle: Any = None
-        self.read: Callable[[Any, Any, int], int] = _no_operation
-        self.write: Callable[[Any, Any, int], int] = _no_operation
         self.unsent = b""
         self.unsent_wants = Want.WRITE
         self.read_wants = Want.READ
         self.is_buffered = False
         self.is_ending = False
-        self._buffers = buffers
         self.fruitless = 0
+        self._buffers = buffers
 
     def receive(self, max_octets: int) -> int | Want:
         """Read into the shared buffer: how many octets, or why none.
@@ -142,8 +138,9 @@ class RawLeg:
             self.read_wants = want
         return want
 
+    @abc.abstractmethod
     def _want(self, result: int) -> Want:
-        raise NotImplementedError
+        """Why a read moved nothing; raises what `received` does."""
 
     def send(self, octets: int) -> bool:
         """Write the first octets of the shared buffer; False where some are `unsent` now.
@@ -153,6 +150,7 @@ class RawLeg:
         """
         return self.sent(octets, self.write(self.handle, self._buffers.plain_pointer, octets))
 
+    @abc.abstractmethod
     def sent(self, octets: int, given: int) -> bool:
         """What a result of `write` means for the first octets of the shared buffer.
 
@@ -162,15 +160,19 @@ class RawLeg:
         Raises:
             LegLost: the connection broke.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def flush(self) -> bool:
         """Go on writing what is unsent, and then the end; False where some of it still is.
 
         Raises:
             LegLost: the connection broke.
         """
-        raise NotImplementedError
+
+    def _end_direction(self) -> None:
+        self.is_ending = False
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
 
     def end(self) -> bool:
         """Say that no more will be sent, behind what is unsent; False where that has to wait."""
@@ -202,14 +204,12 @@ class RawLeg:
 
     def buffer(self) -> None:
         """Get ready for a bulk transfer. Only where nothing is unsent."""
+        self.is_buffered = True
 
     def unbuffer(self) -> bool:
         """Get ready for small messages again; False where something is still in between."""
+        self.is_buffered = False
         return True
-
-
-def _no_operation(_handle: Any, _buffer: Any, _octets: int) -> int:
-    raise NotImplementedError
 
 
 class RawClear(RawLeg):
@@ -236,15 +236,6 @@ class RawClear(RawLeg):
         self.read, self.write = read, write
 
     @override
-    def buffer(self) -> None:
-        self.is_buffered = True
-
-    @override
-    def unbuffer(self) -> bool:
-        self.is_buffered = False
-        return True
-
-    @override
     def _want(self, result: int) -> Want:
         _check_broken(result)
         return Want.READ if result else Want.END
@@ -264,9 +255,7 @@ class RawClear(RawLeg):
             if self.unsent:
                 return False
         if self.is_ending:
-            self.is_ending = False
-            with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_WR)
+            self._end_direction()
         return True
 
 

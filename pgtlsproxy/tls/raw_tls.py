@@ -9,7 +9,6 @@ the CPU time of a bulk transfer and would cost 3 to 10 % more for small messages
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -48,7 +47,7 @@ EMPTY_RECORDS: Final = 100
 
 
 class RawTLS(RawLeg):
-    """A leg inside TLS, on pyOpenSSL's public calls: what every pyOpenSSL can do, and never buffered."""
+    """A leg inside TLS, on pyOpenSSL's public calls: what every pyOpenSSL can do, record by record."""
 
     __slots__ = ("_connection", "_failure", "_tls_leg")
 
@@ -57,11 +56,11 @@ class RawTLS(RawLeg):
         self._tls_leg = leg
         self._failure: LegLost | None = None
         self._connection = leg.connection
-        self.handle = leg.connection
         self._set_calls()
 
     def _set_calls(self) -> None:
         view = self._buffers.plain_view
+        self.handle = self._connection
 
         def read(connection: SSL.Connection, _buffer: Any, octets: int) -> int:
             return self._code(lambda: connection.recv_into(view, octets))
@@ -136,9 +135,7 @@ class RawTLS(RawLeg):
             return False
         except SSL.Error:
             openssl.clear_errors()
-        self.is_ending = False
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
+        self._end_direction()
         return True
 
 
@@ -217,7 +214,8 @@ class RawFastTLS(RawTLS):
             with contextlib.suppress(LegLost):  # whoever writes next is told; what came may be last words
                 self.flush()  # what OpenSSL answers by itself, to a KeyUpdate
         if taken:
-            self._deferred = None if stop is Want.READ else stop
+            # An end is told behind what came before it; a want comes up again by itself.
+            self._deferred = stop if stop is Want.END or isinstance(stop, LegLost) else None
             return taken
         if isinstance(stop, LegLost):
             raise stop
@@ -295,9 +293,7 @@ class RawFastTLS(RawTLS):
             if openssl.SSL_shutdown(self.handle) < 0:
                 openssl.clear_errors()
             return True
-        self.is_ending = False
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
+        self._end_direction()
         return False
 
 

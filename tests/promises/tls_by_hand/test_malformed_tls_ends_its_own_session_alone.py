@@ -8,9 +8,6 @@ import contextlib
 import pytest
 
 from fixtures import wire
-from fixtures.deployments import config, passthrough, with_tls
-from fixtures.fake_backend import lets_everybody_in
-from fixtures.handmade_tls import HandmadeTLS
 from fixtures.shared_proxy import refusal_of
 from fixtures.tls_messages import (
     ALERT,
@@ -56,31 +53,6 @@ CLOSE_NOTIFY, NO_ALERT = 0, None
 V12, V13 = (0x0303,), (0x0304,)
 FALLBACK_SCSV = 0x5600
 STARTUP = wire.startup(user="alice")
-
-
-@pytest.fixture(scope="module")
-def backend(shared_fake_backend):
-    return shared_fake_backend(lets_everybody_in)
-
-
-@pytest.fixture(scope="module")
-def running(shared_proxy, certs, backend):
-    shown = certs.client("pgtlsproxy")
-    primary = passthrough(backend, certs, login="certificate", sslcert=shown.crt, sslkey=shown.key)
-    hba = {"pg_hba.conf": "hostssl all all all cert\n"}
-    return shared_proxy(config({"tls": with_tls(certs)}, primary=primary), hba)
-
-
-@pytest.fixture
-def client(running):
-    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
-        assert client.ask_for_tls() == b"S"
-        yield client
-
-
-@pytest.fixture
-def tls(client):
-    return HandmadeTLS(client)
 
 
 @pytest.fixture(scope="module")

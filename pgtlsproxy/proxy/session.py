@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import secrets
 import socket
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Final
 
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -35,16 +35,15 @@ from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
+from pgtlsproxy.proxy.limits import HARD_LIMIT_MARGIN
 from pgtlsproxy.proxy.login import BackendRefused, WrongSessionAttributes, log_in
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
 from pgtlsproxy.proxy.relay import Relay, Traffic
 from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.shared_table import WorkerSlot
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.stages import Accepted, BackendLeg, LoggedIn, Negotiated, SessionEnd
 from pgtlsproxy.tls.stream import TLSLeg
-
-HARD_LIMIT_MARGIN: Final = 256
-"""Connections over max_connections that are still heard, so that they get 53300 and cancels get through."""
 
 
 @dataclass(slots=True)
@@ -57,7 +56,8 @@ class Services:
         resolver: names of backends to addresses.
         cancels: the live sessions' cancel keys.
         relay: what carries sessions that are logged in.
-        sessions: connections that are open now.
+        slot: what this worker and the others know of each other.
+        is_draining: whether nobody is let in any more.
     """
 
     logger: FilteringBoundLogger
@@ -65,7 +65,8 @@ class Services:
     resolver: Resolver
     cancels: Cancels
     relay: Relay
-    sessions: int = 0
+    slot: WorkerSlot
+    is_draining: bool = False
 
 
 async def serve_session(sock: socket.socket, listener: str, snapshot: Snapshot, services: Services) -> None:
@@ -80,17 +81,14 @@ async def serve_session(sock: socket.socket, listener: str, snapshot: Snapshot, 
     session = secrets.token_hex(8)
     log = SessionLog(services.logger, services.folder, session=session, generation=snapshot.generation)
     client = Client(sock, session)
-    services.sessions += 1
-    try:
-        await _run(session, client, listener, snapshot, services, log)
-    except* ProxyError as refusals:
-        await _refuse(_first(refusals), client, log)
-    except* Exception as failures:  # noqa: BLE001 - the session's boundary, and the only one
-        log.bug(failures)
-        await _refuse(InternalError("a bug of ours, see the event `bug` of this session"), client, log)
-    finally:
-        services.sessions -= 1
-        client.close()
+    with services.slot.session(), closing(client):
+        try:
+            await _run(session, client, listener, snapshot, services, log)
+        except* ProxyError as refusals:
+            await _refuse(_first(refusals), client, log)
+        except* Exception as failures:  # noqa: BLE001 - the session's boundary, and the only one
+            log.bug(failures)
+            await _refuse(InternalError("a bug of ours, see the event `bug` of this session"), client, log)
 
 
 async def _run(
@@ -112,13 +110,17 @@ async def _run(
         logged_in = await _log_in(negotiated, grant, client, services, log)
     if login.cancelled_caught:
         raise DeadlineMissed("the login was not over in time (authentication_timeout)")
+    if services.is_draining:
+        logged_in.backend_leg.close()
+        raise ShuttingDown("the worker is replaced, for it could not take the newest configuration")
     log.allowed()
     await _relay(logged_in, accepted, services, log)
 
 
 def _refuse_beyond(limit: int, services: Services) -> None:
-    if services.sessions > limit:
-        raise TooManyConnections(f"{services.sessions} connections are open, max_connections allows {limit}")
+    sessions = services.slot.sessions
+    if sessions > limit:
+        raise TooManyConnections(f"{sessions} connections are open, max_connections allows {limit}")
 
 
 async def _log_in(

@@ -216,7 +216,7 @@ def test_the_reason_says_that_the_backend_believes_the_proxy(addresses, backend)
     with wire.WireClient(found["passthrough", "loopback"]) as client:
         client.send(wire.startup(user="by_trust"))
         assert client.read_error().error == ("28000", "authentication failed")
-    reason = running.wait_for_event("session_decided", since=since)["reason"]
+    reason = running.wait_for_event("session_decided", since=since, **client.where)["reason"]
     assert "trusts the proxy's own certificate" in reason
 
 

@@ -56,7 +56,8 @@ class Builder:
         self._origins = {}
         for place, part in _parts(snapshot):
             known, origin = before.get(place, (None, generation))
-            self._origins[place] = part, origin if part is known else generation
+            if part is not None:
+                self._origins[place] = part, origin if part is known else generation
 
 
 def _parts(snapshot: Snapshot) -> Iterator[tuple[_Place, object]]:

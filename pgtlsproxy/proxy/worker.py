@@ -66,9 +66,6 @@ def work(control: int, supervisor: int) -> int:
         supervisor: the process that must be our parent.
     """
     _end_with(supervisor)
-    # Ctrl-C and the end of a terminal are told to every process in it; the supervisor answers them.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_SECONDS)
     with socket.socket(fileno=control) as sock:
         answers = Answers(sock)

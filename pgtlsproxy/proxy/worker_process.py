@@ -68,7 +68,8 @@ class WorkerProcess:
 
 
 def _start(control: int) -> subprocess.Popen[bytes]:
-    # Blocked across exec: until the worker ignores them, Ctrl-C in our terminal must not end it.
+    # Ctrl-C and the end of a terminal are told to every process in it. The supervisor answers them; in a
+    # worker they stay blocked, from before exec on.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)
     try:
         return subprocess.Popen(

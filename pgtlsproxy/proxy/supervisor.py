@@ -7,6 +7,7 @@ of the log. Workers are started by exec and told over a socket pair. It ends whe
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import secrets
@@ -52,9 +53,6 @@ STEADY_SECONDS: Final = 10.0
 
 FIRST_PAUSE_SECONDS: Final = 0.1
 LONGEST_PAUSE_SECONDS: Final = 10.0
-
-STOP_SECONDS: Final = 10.0
-"""How long workers may take to end. Each ends its sessions at once."""
 
 STATUS_BUG: Final = 70
 
@@ -117,7 +115,7 @@ class _Supervisor:
         self._listening: list[tuple[str, ListeningSocket]] = []
         self._is_ready = False
         self._has_served = False
-        self._stop_by: float | None = None
+        self._is_stopping = False
         self._status = 0
         self._signals: list[int] = []
         self._woken, self._waking = socket.socketpair()
@@ -130,13 +128,13 @@ class _Supervisor:
         """Until told to end, and all workers have."""
         self._take_signals()
         try:
-            while self._stop_by is None or self._workers:
+            while self._workers or not self._is_stopping:
                 self._start_workers()
                 self._wait()
                 self._obey_signals()
                 self._reap()
                 self._reloads.go_on([worker for worker in self._seated if worker.may_serve])
-                self._hasten_the_end()
+                self._kill_what_does_not_end()
         finally:
             for worker in self._workers:
                 worker.kill()
@@ -171,9 +169,9 @@ class _Supervisor:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.orders.wants_to_send else 0)
             if worker.orders.sock in self._selector.get_map():
                 self._selector.modify(worker.orders.sock, events, worker)
-        due = [seat.due for seat in self._seats if seat.worker is None and self._stop_by is None]
-        until = min([*due, self._reloads.deadline, self._stop_by or float("inf")])
-        timeout = None if until == float("inf") else max(until - time.monotonic(), 0)
+        due = [seat.due for seat in self._seats if seat.worker is None and not self._is_stopping]
+        until = min([*due, *(worker.end_by for worker in self._workers), self._reloads.deadline])
+        timeout = None if until == math.inf else max(until - time.monotonic(), 0)
         for key, events in self._selector.select(timeout):
             if key.data is None:
                 self._woken.recv(4096)
@@ -188,13 +186,13 @@ class _Supervisor:
         for number in told:
             if number in {signal.SIGTERM, signal.SIGINT}:
                 self._stop(number)
-            elif number == signal.SIGHUP and self._stop_by is None:
+            elif number == signal.SIGHUP and not self._is_stopping:
                 self._reloads.ask()
 
     # --- Workers come -----------------------------------------------------------------------------------
 
     def _start_workers(self) -> None:
-        if self._stop_by is not None:
+        if self._is_stopping:
             return
         for seat in self._seats:
             if seat.worker is None and seat.due <= time.monotonic():
@@ -321,11 +319,11 @@ class _Supervisor:
         }
         if seat is None:
             self._leaving.remove(worker)
-            if status != 0 and self._stop_by is None:
+            if status != 0 and not self._is_stopping:
                 self._logger.error("worker_died", **told)
             return
         seat.worker = None
-        if self._stop_by is not None:
+        if self._is_stopping:
             if status not in {0, -signal.SIGTERM}:
                 self._status = STATUS_BUG
                 self._logger.error("worker_died", **told)
@@ -351,19 +349,18 @@ class _Supervisor:
     # --- The end ----------------------------------------------------------------------------------------
 
     def _stop(self, number: int) -> None:
-        if self._stop_by is None:
+        if not self._is_stopping:
             self._logger.info("shutting_down", signal=signal.Signals(number).name)
             self._end_workers()
 
     def _end_workers(self) -> None:
-        self._stop_by = time.monotonic() + STOP_SECONDS
+        self._is_stopping = True
         for worker in self._workers:
             worker.end()
 
-    def _hasten_the_end(self) -> None:
-        if self._stop_by is not None and time.monotonic() >= self._stop_by:
-            self._stop_by = float("inf")
-            for worker in self._workers:
+    def _kill_what_does_not_end(self) -> None:
+        for worker in self._workers:
+            if time.monotonic() >= worker.end_by:
                 worker.kill()
 
 

@@ -110,7 +110,7 @@ class _Worker:
         self._built: Snapshot | None = None
         self._in_service: Snapshot | None = None
         self._server: Server | None = None
-        self._threads = trio.CapacityLimiter(1)
+        self._threads = trio.CapacityLimiter(2)
 
     async def run(self) -> None:
         """Obey until told to end, by SIGTERM or the end of the socket pair."""
@@ -147,7 +147,8 @@ class _Worker:
                 return
             match order:
                 case Build():
-                    await self._in_thread(partial(self._build, order))
+                    # Not waited for: whatever a build does, the next order may be to drain.
+                    nursery.start_soon(self._in_thread, partial(self._build, order))
                 case Swap():
                     self._swap()
                     self._answers.send(Swapped(order.generation))

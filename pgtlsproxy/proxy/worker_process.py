@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import Final
 
 from pgtlsproxy.proxy.channel import Order, Orders, Packed, pack
+
+END_SECONDS: Final = 10.0
+"""How long a worker may take to end. It ends its sessions at once."""
 
 _TERMINAL_SIGNALS: Final = {signal.SIGINT, signal.SIGHUP}
 
@@ -23,6 +28,7 @@ class WorkerProcess:
     Attributes:
         may_serve: whether it was told to accept.
         served_since: `time.monotonic()` when it said that it does; None before.
+        end_by: `time.monotonic()` until which it must have ended.
 
     Raises:
         OSError: the system grants no more processes or descriptors.
@@ -32,6 +38,7 @@ class WorkerProcess:
         self.number = number
         self.may_serve = False
         self.served_since: float | None = None
+        self.end_by = math.inf
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -55,8 +62,10 @@ class WorkerProcess:
         return self._process.poll()
 
     def end(self) -> None:
-        """Tell it to end."""
-        self._process.terminate()
+        """Tell it to end, if nobody has."""
+        if self.end_by == math.inf:
+            self.end_by = time.monotonic() + END_SECONDS
+            self._process.terminate()
 
     def kill(self) -> None:
         """End it."""

@@ -20,7 +20,8 @@ BROKEN = "host all all all nonsense\n"
 
 FAULTY = """
 import sys
-from pgtlsproxy.proxy import channel, origins, worker
+from pgtlsproxy.proxy import channel, origins, reloads
+reloads.BUILD_SECONDS = 5.0
 welcome = []
 real_receive = channel.Answers.receive
 def receive(self):
@@ -38,6 +39,20 @@ origins.build = build
 from pgtlsproxy.cli import main
 main(sys.argv[1:])
 """
+HANGS_AT_A_SWAP = """
+import sys, threading
+from pgtlsproxy.proxy import reloads, worker
+reloads.SWAP_SECONDS = 0.5
+real = worker._Worker._swap
+def swap(self):
+    if self._welcome.number == 1 and self._server is not None:
+        threading.Event().wait()
+    real(self)
+worker._Worker._swap = swap
+from pgtlsproxy.cli import main
+main(sys.argv[1:])
+"""
+BUILD_HANGS = "import threading; threading.Event().wait()"
 CANNOT_BUILD = 'raise MemoryError("made to fail")'
 DIES_BUILDING = "import os; os._exit(3)"
 
@@ -155,8 +170,9 @@ def test_nobody_swaps_before_all_have_built(start, tmp_path):
         assert verdicts({0: [attempt(stack, running, "other")[1] for _ in range(10)]}) == {(2, "refused")}
 
 
-def test_a_worker_that_cannot_build_lets_nobody_in_any_more_and_is_replaced(start):
-    running = start(2, command=faulty(CANNOT_BUILD))
+@pytest.mark.parametrize("fault", [CANNOT_BUILD, BUILD_HANGS], ids=["fails", "hangs"])
+def test_a_worker_that_cannot_build_lets_nobody_in_any_more_and_is_replaced(start, fault):
+    running = start(2, command=faulty(fault))
     running.allow_bugs = True
     with ExitStack() as stack:
         sessions = {}
@@ -176,6 +192,17 @@ def test_a_worker_that_cannot_build_lets_nobody_in_any_more_and_is_replaced(star
     until(lambda: len(running.workers) == 2)
     assert running.log_events("worker_died") == []
     assert running.stop() == 0
+
+
+def test_a_worker_that_does_not_swap_is_ended_so_that_nobody_is_let_in_by_the_old_rules(start):
+    running = start(2, command=[sys.executable, "-c", HANGS_AT_A_SWAP])
+    write(running, "other.conf", REJECT)
+    assert running.reload()["event"] == "reloaded"
+    assert running.wait_for_event("worker_does_not_swap")["worker"] == 1
+    assert running.wait_for_event("worker_died")["signal"] == "SIGKILL"
+    with ExitStack() as stack:
+        assert verdicts(decisions_of_each(stack, running, 2)) == {(2, "allowed")}
+        assert verdicts({0: [attempt(stack, running, "other")[1] for _ in range(20)]}) == {(2, "refused")}
 
 
 def test_a_login_under_way_in_a_worker_that_cannot_build_is_not_let_in(start):

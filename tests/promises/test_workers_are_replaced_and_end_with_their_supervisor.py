@@ -13,7 +13,7 @@ import pytest
 import pgtlsproxy
 from fixtures import wire
 from fixtures.clients import clean_environment
-from fixtures.deployments import config, in_clear, passthrough
+from fixtures.deployments import config, in_clear, passthrough, with_tls
 from fixtures.fake_backend import lets_everybody_in
 from fixtures.proxy import COMMAND
 from fixtures.waiting import until
@@ -235,6 +235,26 @@ def test_when_no_worker_ever_starts_serve_ends_and_says_so(proxy, settings, empt
     deaths = [line for line in done.stderr.splitlines() if '"worker_died"' in line]
     assert 5 <= len(deaths) <= 10
     assert '"status": 9' in deaths[0]
+
+
+def test_no_secret_is_in_what_others_can_see_of_a_worker(proxy, certs, fake_backend):
+    """Its command, its environment, its open files."""
+    backend = passthrough(fake_backend(lets_everybody_in), certs, login="certificate")
+    listener = with_tls(certs, ssl_passphrase_command="echo sesame-of-the-key")
+    shown = certs.client("pgtlsproxy")
+    running = proxy(
+        config({"tls": listener}, primary=backend | {"sslcert": shown.crt, "sslkey": shown.key}),
+        {"pg_hba.conf": "hostssl all all all cert\n"},
+    )
+    (worker,) = running.workers
+    folder = Path(f"/proc/{worker}")
+    seen = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+    assert b"--control" in seen
+    assert b"sesame" not in seen
+    assert b"PRIVATE KEY" not in seen
+    opened = [os.readlink(each) for each in (folder / "fd").iterdir()]
+    kinds = {name.partition(":")[0] for name in opened}
+    assert kinds <= {"socket", "pipe", "anon_inode", "/dev/null", "/memfd"}, opened
 
 
 def test_a_unix_socket_and_its_lock_are_gone_in_the_end_and_outlive_a_worker(start, tmp_path):

@@ -252,7 +252,7 @@ def test_no_secret_is_in_what_others_can_see_of_a_worker(proxy, certs, fake_back
     assert b"--control" in seen
     assert b"sesame" not in seen
     assert b"PRIVATE KEY" not in seen
-    opened = [os.readlink(each) for each in (folder / "fd").iterdir()]
+    opened = [str(each.readlink()) for each in (folder / "fd").iterdir()]
     kinds = {name.partition(":")[0] for name in opened}
     assert kinds <= {"socket", "pipe", "anon_inode", "/dev/null", "/memfd"}, opened
 

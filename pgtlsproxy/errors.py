@@ -143,11 +143,17 @@ class BackendMisbehaved(BackendUnavailable):
 
 
 class TooManyConnections(ProxyError):
-    """A limit of ours is reached."""
+    """No session is left."""
 
     kind = ErrorKind.LIMIT
     sqlstate = "53300"
     reply = "sorry, too many clients already"
+
+
+class Displaced(ProxyError):
+    """Nobody had proved the client, and others came; nothing is said, so that its place is free at once."""
+
+    kind = ErrorKind.LIMIT
 
 
 class DeadlineMissed(ProxyError):

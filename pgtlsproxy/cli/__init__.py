@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from typing import Any, Final
 
 import click
@@ -74,6 +75,9 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the status that it documents."""
+    if not sys.warnoptions:
+        # Libraries warn whoever writes programs, as of odd certificates; stderr is for whoever runs this one.
+        warnings.simplefilter("ignore")
     try:
         status: Any = cli.main(args=arguments, prog_name="pgtlsproxy", standalone_mode=False)
     except click.UsageError as error:

@@ -23,8 +23,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _PATH: Final = click.Path(path_type=Path)
 _PLAIN_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,62}")
-_SERIAL_NUMBER: Final = re.compile(r"[0-9]{1,50}")
-"""20 octets (RFC 5280 4.1.2.2) have 49 digits at most."""
+_HEXADECIMAL: Final = re.compile(r"(?:0x)?([0-9a-f]{1,40})", re.IGNORECASE)
+"""20 octets at most (RFC 5280, section 4.1.2.2)."""
+_DECIMAL: Final = re.compile(r"[0-9]{1,49}")
 
 _out = click.option(
     "--out", type=_PATH, metavar="BASE", help="Where to write, without the endings .crt and .key."
@@ -170,7 +171,8 @@ def client(
         )
         certificate_file, key_file = _write_pair(issued, out or Path(user), force=force)
     _say_next(
-        f"a pg_hba.conf line for it: hostssl all {printable(user)} 0.0.0.0/0 cert",
+        f"if {printable(user)} is a database user, a pg_hba.conf line for it: hostssl all {printable(user)} "
+        f"0.0.0.0/0 cert; if it is the proxy, sslcert: {certificate_file} and sslkey: {key_file}; to connect",
         f'psql "user={printable(user)} sslmode=verify-full sslrootcert={_root(issued, ca)} '
         f'sslcert={certificate_file} sslkey={key_file}"',
     )
@@ -215,13 +217,16 @@ def renew(
     click.echo(f"replaced {certificate}{'' if same_key else f' and {key_file}'}, {_until(issued)}")
     _say_next(
         "the proxy takes it on SIGHUP; sessions in flight are not touched. If the old key was stolen, revoke",
-        f"pgtlsproxy certs crl --revoke {old.certificate.serial_number}",
+        f"pgtlsproxy certs crl --revoke {old.certificate.serial_number:#x}",
     )
 
 
 @certs.command()
 @click.option(
-    "--revoke", multiple=True, metavar="FILE|SERIAL", help="A certificate, or its serial number in decimal."
+    "--revoke",
+    multiple=True,
+    metavar="FILE|SERIAL",
+    help="A certificate's file, or its serial number in hexadecimal, as `show` and the log have it.",
 )
 @click.option("--out", type=_PATH, metavar="FILE", help="The CRL.  [default: --ca with the ending .crl]")
 @_signed_by
@@ -308,8 +313,18 @@ def _only_crl(file: Path) -> x509.CertificateRevocationList:
 
 
 def _serial(certificate_or_number: str) -> int:
-    if _SERIAL_NUMBER.fullmatch(certificate_or_number) and not Path(certificate_or_number).exists():
-        return int(certificate_or_number)
+    if not Path(certificate_or_number).exists():
+        text = certificate_or_number.replace(":", "")  # as openssl prints it
+        number = _HEXADECIMAL.fullmatch(text)
+        if _DECIMAL.fullmatch(certificate_or_number):
+            if number is None:
+                return int(text)  # as pg_stat_ssl has it; longer than any in hexadecimal
+            raise click.UsageError(
+                f"the serial number {text} may be hexadecimal or decimal: write 0x{text}, or {int(text):#x} "
+                "if it is decimal"
+            )
+        if number is not None:
+            return int(number[1], 16)
     content = read_file(certificate_or_number, "certificate file")
     return certificate_chain(content, certificate_or_number)[0].serial_number
 

@@ -69,7 +69,7 @@ class Shown:
             "subject": printable(one.dn),
             "issuer": printable(one.issuer_dn),
             "names": ", ".join(one.subject_alt_names) or "none",
-            "serial": str(one.serial),
+            "serial": f"{one.serial:x}",
             "not after": f"{one.not_after:%Y-%m-%d %H:%M:%S} UTC",
             "days left": f"{self.days_left} ({self.state})",
         }
@@ -155,7 +155,7 @@ def _machine_readable(one: Shown) -> dict[str, object]:
         "issuer": certificate.issuer_dn,
         "common_names": [printable(name) for name in certificate.common_names],
         "subject_alt_names": list(certificate.subject_alt_names),
-        "serial": str(certificate.serial),
+        "serial": f"{certificate.serial:x}",
         "sha256": certificate.sha256,
         "not_before": certificate.not_before.isoformat(),
         "not_after": certificate.not_after.isoformat(),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from pgtlsproxy.errors import ConfigError, Mistake
+
+if TYPE_CHECKING:
+    from pgtlsproxy.proxy.snapshot import Snapshot
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -37,7 +41,8 @@ def check(path: str, *, connect: bool, as_json: bool) -> int:
         mistakes = error.mistakes
     else:
         expiry = judge_expiry(loaded.snapshot)
-        mistakes, warnings = expiry.expired, (*loaded.warnings, *expiry.soon)
+        mistakes = expiry.expired
+        warnings = (*loaded.warnings, *expiry.soon, *_folder_warnings(loaded.snapshot))
         if connect:
             probed = _probe(loaded.snapshot)
             problems = [row for row in probed if row["problem"] is not None]
@@ -52,7 +57,20 @@ def check(path: str, *, connect: bool, as_json: bool) -> int:
     return 1 if mistakes else 0
 
 
-def _probe(snapshot: object) -> list[dict[str, str | None]]:
+def _folder_warnings(snapshot: Snapshot) -> list[Mistake]:
+    """Where no Unix socket could be made now."""
+    from pgtlsproxy.config import UnixAddress
+    from pgtlsproxy.proxy.sockets import folder_warning
+
+    return [
+        Mistake(f"{snapshot.path}: listeners.{name}.listen[{index}]", warning)
+        for name, listener in snapshot.settings.listeners.items()
+        for index, address in enumerate(listener.listen)
+        if isinstance(address, UnixAddress) and (warning := folder_warning(address)) is not None
+    ]
+
+
+def _probe(snapshot: Snapshot) -> list[dict[str, str | None]]:
     import dataclasses
 
     import trio
@@ -60,9 +78,6 @@ def _probe(snapshot: object) -> list[dict[str, str | None]]:
     from pgtlsproxy.observability.logs import configure
     from pgtlsproxy.proxy.probe import probe
     from pgtlsproxy.proxy.resolve import Resolver
-    from pgtlsproxy.proxy.snapshot import Snapshot
-
-    assert isinstance(snapshot, Snapshot)  # noqa: S101 - narrows the type without importing it above
 
     async def main() -> list[dict[str, str | None]]:
         resolver = Resolver(configure(None, "error"))

@@ -16,7 +16,7 @@ def serve(path: str) -> int:
     """Run the proxy until SIGTERM or SIGINT; SIGHUP reloads the configuration.
 
     Events go to stderr, one a line. Exit status: 0 ended as told, 1 the configuration cannot be used
-    or an address is taken, 70 a bug.
+    or an address is taken, 70 a bug, or no worker starts.
 
     \b
     Example:

@@ -123,6 +123,7 @@ class Backend(Model):
             "passfile",
             "proxy_protocol",
             "host_probe",
+            "shared_client_ca",
             "keepalives",
             "keepalives_idle",
             "keepalives_interval",
@@ -143,8 +144,8 @@ class Backend(Model):
     """One port for all hosts, or as many as hosts."""
 
     connect_timeout: Annotated[Seconds, AfterValidator(in_range(0, MAX_CONNECT_TIMEOUT_SECONDS))] = 5.0
-    """Seconds an address may take for TCP and TLS; 0 for no limit. libpq's own default is none, which
-    lets one dead host use up the whole login."""
+    """Seconds an address may take for TCP, TLS and its first answer to the StartupMessage; 0 for no limit.
+    libpq's own default is none, which lets one dead host use up the whole login."""
 
     target_session_attrs: Annotated[
         Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"],
@@ -234,9 +235,6 @@ class Backend(Model):
 
     application_name_add: Annotated[str | None, BeforeValidator(_name_template)] = None
     """A text appended to application_name; knows `{addr} {port} {name} {session}`. None for off."""
-
-    shared_client_ca: bool = False
-    """Whether the issuer of the proxy's certificates may vouch for clients of a listener too."""
 
     @property
     def hosts(self) -> tuple[Host, ...]:

@@ -17,6 +17,9 @@ from pgtlsproxy.errors import Mistake
 MAX_CONNECTIONS: Final = 0x3FFFF
 """PostgreSQL's own limit (MAX_BACKENDS, src/include/postmaster/postmaster.h)."""
 
+MIN_PENDING: Final = 16
+"""Where max_connections is small, so many may still be on their way in at once."""
+
 MAX_CANCEL_RATE: Final = 1_000_000
 
 
@@ -69,7 +72,6 @@ class General(Model):
             "drain_timeout",
             "max_connections_per_source",
             "max_connections_per_user",
-            "max_pending",
             "max_handshakes",
             "status",
             "console",
@@ -93,11 +95,22 @@ class General(Model):
     max_connections: Annotated[int, BeforeValidator(whole_number(1, MAX_CONNECTIONS))] = 1000
     """Sessions at once, over all listeners. postgresql.conf's name."""
 
+    max_pending: Annotated[int | None, BeforeValidator(whole_number(1, MAX_CONNECTIONS))] = None
+    """Connections at once whose client nobody has proved yet; one more, and the oldest goes. None for a
+    quarter of max_connections, and MIN_PENDING at least. Ours."""
+
     cancel_rate: Annotated[int, BeforeValidator(whole_number(0, MAX_CANCEL_RATE))] = 10
     """CancelRequests with a key that no session here has, a second and source; 0 for no limit. Ours."""
 
     log: Log = Log()
     """What the log looks like."""
+
+    @property
+    def pending_limit(self) -> int:
+        """How many connections may be open at once whose client nobody has proved yet."""
+        if self.max_pending is not None:
+            return self.max_pending
+        return max(MIN_PENDING, self.max_connections // 4)
 
 
 class Settings(General):

@@ -27,7 +27,11 @@ _SECONDS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0
 _TIME: Final = re.compile(r"([0-9]{1,10}(?:\.[0-9]{1,10})?) *(ms|s|min|h|d|)")
 _SOCKET_FILE: Final = re.compile(r"(?P<folder>/.*?)/*\.s\.PGSQL\.(?P<port>[0-9]{1,5})")
 _HOST_PORT: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
+MAX_HOST_NAME_OCTETS: Final = 253
+MAX_LABEL_OCTETS: Final = 63
+"""How long a name of the DNS and what stands between two of its dots may be (RFC 1035, section 2.3.4)."""
+
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 _WELL_KNOWN_HOSTS: Final = {"localhost": ("127.0.0.1", "::1"), "*": ("0.0.0.0", "::")}  # noqa: S104 - what `*` says
 
@@ -253,6 +257,13 @@ def parse_host(value: object) -> str:
         raise BadValue(f"{found(value)}: the port of a backend goes into port, as in libpq")
     if _HOST_NAME.fullmatch(value) is None:
         raise BadValue(f"{found(value)} is no host name; names in other scripts are written as xn--...")
+    name = value.removesuffix(".")
+    if len(name) > MAX_HOST_NAME_OCTETS:
+        raise BadValue(f"{found(value)} is no host name: it is longer than {MAX_HOST_NAME_OCTETS} characters")
+    if not all(0 < len(label) <= MAX_LABEL_OCTETS for label in name.split(".")):
+        raise BadValue(
+            f"{found(value)} is no host name: between its dots stand 1 to {MAX_LABEL_OCTETS} characters"
+        )
     return value
 
 

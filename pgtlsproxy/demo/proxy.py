@@ -20,6 +20,7 @@ Event = dict[str, Any]
 _START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 15.0
 _EVENT_TIMEOUT = 10.0
+_TOLD = frozenset({"session_decided", "config_mistake", "config_warning", "reloaded", "reload_failed"})
 _A_WEEK = 7 * 24 * 3600.0
 
 # Becomes the proxy, and leaves a watcher behind that ends it when our end of the pipe closes: when we
@@ -95,8 +96,8 @@ class ProxyProcess:
         self._running.send_signal(signal.SIGHUP)
         self._wait_for(since=since, event="reloaded")
 
-    def decisions(self) -> Iterator[Event]:
-        """What it decides from now on, as it happens. Ends when the proxy does."""
+    def told(self) -> Iterator[Event]:
+        """What it decides and reloads from now on, as it happens. Ends when the proxy does."""
         seen = len(self._log.lines)
         while True:
             try:
@@ -107,7 +108,7 @@ class ProxyProcess:
                 return
             lines = self._log.lines[seen:]
             seen += len(lines)
-            yield from (event for line in lines if (event := _event(line)).get("event") == "session_decided")
+            yield from (event for line in lines if (event := _event(line)).get("event") in _TOLD)
 
     def stop(self) -> None:
         """End it, if it has not ended."""

@@ -132,7 +132,7 @@ def walk(visits: Mapping[str, Visit], scene: Scene, narrator: Narrator) -> int:
 
 
 def _keep(scene: Scene, narrator: Narrator) -> NoReturn:
-    """Say what can be tried, and tell what the proxy decides, until Ctrl-C.
+    """Say what can be tried, and tell what the proxy decides and reloads, until Ctrl-C.
 
     Raises:
         KeyboardInterrupt: as wished.
@@ -147,19 +147,30 @@ def _keep(scene: Scene, narrator: Narrator) -> NoReturn:
         (scene.central("bob"), "central, refused"),
     ):
         narrator.command(command.shown, note=note)
-    narrator.say("Ctrl-C ends it. What the proxy decides meanwhile:", "bold")
-    for decision in scene.proxy.decisions():
-        narrator.output(_told(decision, scene.folder))
+    narrator.command(f"kill -HUP {scene.proxy.pid}", note="takes what you have changed in the files")
+    narrator.say("Ctrl-C ends it. What the proxy decides and reloads meanwhile:", "bold")
+    for event in scene.proxy.told():
+        narrator.output(_told(event, scene.folder))
     raise OutputEnded("the proxy ended")
 
 
-def _told(decision: Event, folder: Path) -> str:
-    """A decision in one line."""
-    why = decision.get("reason") or f"{decision.get('hba_file')}:{decision.get('hba_line')}"
-    text = (
-        f"{decision.get('verdict')}: {decision.get('user')} from {decision.get('client_addr')} at "
-        f"{decision.get('listener')}; {why}"
-    )
+def _told(event: Event, folder: Path) -> str:
+    """An event in one line."""
+    match event.get("event"):
+        case "session_decided":
+            why = event.get("reason") or f"{event.get('hba_file')}:{event.get('hba_line')}"
+            text = (
+                f"{event.get('verdict')}: {event.get('user')} from {event.get('client_addr')} at "
+                f"{event.get('listener')}; {why}"
+            )
+        case "config_mistake":
+            text = f"mistake: {event.get('mistake')}"
+        case "config_warning":
+            text = f"warning: {event.get('warning')}"
+        case "reload_failed":
+            text = f"reloaded, but for what was wrong: {', '.join(event.get('kept', []))} as before"
+        case _:
+            text = "reloaded: new sessions live under the new files"
     return text.replace(f"{folder}/", "")
 
 

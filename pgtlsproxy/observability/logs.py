@@ -18,7 +18,9 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from pgtlsproxy.errors import ErrorKind
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, printable
+from pgtlsproxy.observability.console import ConsoleLines
 from pgtlsproxy.observability.stream import QueuedStream
 
 SESSION_FIELDS: Final = (
@@ -48,6 +50,16 @@ LEVELS: Final = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+
+SESSION_LEVELS: Final = {
+    ErrorKind.PROBE: logging.DEBUG,
+    ErrorKind.UNPROVEN: logging.WARNING,
+    ErrorKind.BACKEND_UNREACHABLE: logging.WARNING,
+    ErrorKind.BACKEND_TLS: logging.WARNING,
+    ErrorKind.BACKEND_PROTOCOL: logging.WARNING,
+    ErrorKind.BACKEND_LOST: logging.WARNING,
+}
+"""What a session's event is where it is not info: the client cannot mend what a backend does."""
 
 
 @contextlib.contextmanager
@@ -86,14 +98,13 @@ def configure(
     """
     target = sys.stderr if stream is None else stream
     console = log_format == "console" or (log_format is None and target.isatty())
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
-    )
+    lines = [_drop_absent, ConsoleLines(colors=target.isatty())] if console else [_render_json]
     processors: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
         # The plain traceback shows code, never the values of variables, which may be secrets.
-        *([_drop_absent, renderer] if console else [structlog.processors.format_exc_info, _render_json]),
+        structlog.processors.format_exc_info,
+        *lines,
     ]
     structlog.configure(
         processors=processors,
@@ -250,8 +261,7 @@ class SessionLog:
         self.is_decided = True
         self.note(kind=kind, sqlstate=sqlstate, reason=reason, verdict="refused")
         if self._folder.admits("session_decided", self._source, str(self._fields["reason"])):
-            write = self._logger.debug if kind == "probe" else self._logger.info
-            write("session_decided", **self._fields)
+            self._logger.log(_level(kind), "session_decided", **self._fields)
 
     def ended(
         self, kind: str, reason: str, *, bytes_from_client: int, bytes_from_backend: int, seconds: float
@@ -266,7 +276,8 @@ class SessionLog:
             seconds: from accept to end.
         """
         self.note(kind=kind, reason=reason, verdict="allowed")
-        self._logger.info(
+        self._logger.log(
+            _level(kind),
             "session_ended",
             **self._fields,
             bytes_from_client=bytes_from_client,
@@ -277,3 +288,7 @@ class SessionLog:
     def bug(self, error: BaseException) -> None:
         """Write a failure that is ours, with its traceback, under the session's id."""
         self._logger.error("bug", session=self._fields["session"], exc_info=error)
+
+
+def _level(kind: str) -> int:
+    return next((level for one, level in SESSION_LEVELS.items() if one == kind), logging.INFO)

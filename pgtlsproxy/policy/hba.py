@@ -274,7 +274,10 @@ def _with_option(rule: HbaRule, token: Token) -> HbaRule:
                 f"{_FOREIGN_OPTIONS[name]}"
             )
         case _:
-            raise _RuleError(f'unrecognized authentication option name: "{printable(name)}"')
+            raise _RuleError(
+                f'unrecognized authentication option name: "{printable(name)}"; there are map, '
+                "clientcert and clientname"
+            )
 
 
 def _map(rule: HbaRule, value: str) -> str:

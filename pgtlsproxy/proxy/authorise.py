@@ -9,7 +9,7 @@ import ifaddr
 import trio
 
 from pgtlsproxy.observability.logs import SessionLog
-from pgtlsproxy.policy.access import AccessRefused, AccessRequest, Facts, Grant, Needs, decide
+from pgtlsproxy.policy.access import AccessRefused, AccessRequest, DecidedBy, Facts, Grant, Needs, decide
 from pgtlsproxy.policy.addresses import Interface
 from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.records import LineRef
@@ -46,6 +46,8 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
     except AccessRefused as refusal:
         log.note(method=refusal.method, decided_by=refusal.decided_by)
         _note_lines(log, refusal.hba, refusal.ident)
+        if refusal.hba is None and refusal.decided_by is DecidedBy.HBA:
+            log.note(hba_file=accepted.listener.settings.hba_file)  # none of its lines applies
         raise
     log.note(
         method=decision.method, login=decision.login, backend=decision.backend, identity=decision.identity

@@ -89,10 +89,6 @@ class Cancels:
             if not self._live[name]:
                 del self._live[name]
 
-    async def run(self) -> None:
-        """Take what other workers got for sessions that are here, until cancelled."""
-        await self._mailboxes.run(self._take)
-
     async def forward(self, accepted: Accepted, request: CancelRequest) -> None:
         """Carry a request to its backend and wait until that has taken it. Never fails.
 
@@ -121,7 +117,7 @@ class Cancels:
         sessions = self._live.get((listener, request.pid), [])
         return [live for live in sessions if hmac.compare_digest(live.key, key)]
 
-    async def _take(self, routed: Routed) -> bool:
+    async def take(self, routed: Routed) -> bool:
         """Carry what another worker got. Returns whether its session is here."""
         request = CancelRequest(routed.pid, routed.key)
         sessions = self._sessions(routed.listener, request)

@@ -23,6 +23,9 @@ ANSWER_SECONDS: Final = 1.0
 DRAIN_OCTETS: Final = 262_144
 """How much of what a refused client still sends is read and dropped before the socket is closed."""
 
+GONE: Final = (LegLost, SSL.Error, OSError)
+"""How a client that is being refused may turn out to have left."""
+
 
 class Client:
     """A client that has not been let in yet.
@@ -111,12 +114,12 @@ class Client:
         """Tell the client that it is refused, so that it can read it, and end the connection.
 
         What the client still sends is read and dropped for a moment: closing a socket with unread
-        input sends RST, which can overtake the answer.
+        input sends RST, which can overtake the answer. Never fails: whatever goes wrong, the client is gone.
         """
         if self._is_answered:
             return
         self._is_answered = True
-        with trio.move_on_after(ANSWER_SECONDS, shield=True), contextlib.suppress(LegLost):
+        with trio.move_on_after(ANSWER_SECONDS, shield=True), contextlib.suppress(*GONE):
             # Inside a handshake there is no one who could read an ErrorResponse in clear.
             if error.sqlstate is not None and not self._is_in_handshake:
                 await self.leg.send(encode_refusal(error, self._session))
@@ -128,7 +131,7 @@ class Client:
     async def say_goodbye(self) -> None:
         """End the connection cleanly and without a word, as after a CancelRequest."""
         self._is_answered = True
-        with trio.move_on_after(ANSWER_SECONDS, shield=True):
+        with trio.move_on_after(ANSWER_SECONDS, shield=True), contextlib.suppress(*GONE):
             await self.leg.send_eof()
 
     def close(self) -> None:

@@ -1,11 +1,14 @@
 """From a Grant to a backend that has read the StartupMessage and answered it.
 
-The next address is tried after a failed dial, a failed verification, or 57P03 before authentication.
+The next address is tried after a failed dial, a failed verification, silence, or 57P03 before authentication.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
+
+import trio
 
 from pgtlsproxy.config import Backend
 from pgtlsproxy.errors import BackendUnavailable
@@ -13,7 +16,7 @@ from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.protocol.messages import backend_reader, parse_error_response
 from pgtlsproxy.protocol.startup import MAX_NAME_OCTETS, StartupMessage, encode_startup
 from pgtlsproxy.proxy.candidates import Candidates
-from pgtlsproxy.proxy.dial import dial, read_message, send_to_backend
+from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_to_backend
 from pgtlsproxy.proxy.stages import BackendAddress, BackendLeg, Negotiated
 from pgtlsproxy.tls.stream import Leg, TLSLeg
 
@@ -38,22 +41,30 @@ async def connect(negotiated: Negotiated, grant: Grant, candidates: Candidates) 
     context = await backend.context_for(grant.user)
     startup = _startup_for(negotiated, grant, backend.settings)
     while (address := await candidates.next()) is not None:
+        timeout = backend.settings.connect_timeout or math.inf
+        deadline = trio.current_time() + timeout
         try:
             leg = await dial(address, backend.settings, context)
         except BackendUnavailable as error:
             candidates.failed(error, address)
             continue
         try:
-            answered = await _start(leg, address, startup, negotiated)
+            with trio.move_on_at(deadline):
+                answered = await _start(leg, address, startup, negotiated)
+                candidates.works(address)
+                return answered
+            silent = f"{address}: no answer to the StartupMessage within {timeout:g} s (connect_timeout)"
+            leg.close()
+            candidates.failed(BackendUnavailable(silent), address)
+        except OwnCertificateRefused as error:
+            leg.close()
+            candidates.failed(error.at(address, backend.settings))
         except BackendUnavailable as error:
             leg.close()
             candidates.failed(error)
         except BaseException:
             leg.close()
             raise
-        else:
-            candidates.works(address)
-            return answered
     raise candidates.exhausted(grant.backend)
 
 
@@ -111,5 +122,5 @@ _AHEAD_OF_AUTHENTICATION: Final = frozenset({b"v", b"N"})
 
 
 def _is_same_leaf(leg: Leg, negotiated: Negotiated) -> bool:
-    own = negotiated.accepted.listener.leaf_der
-    return isinstance(leg, TLSLeg) and negotiated.leg.is_tls and own is not None and leg.peer_leaf_der == own
+    own = negotiated.accepted.listener.pair
+    return isinstance(leg, TLSLeg) and negotiated.leg.is_tls and own is not None and leg.peer_leaf == own.leaf

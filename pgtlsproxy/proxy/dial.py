@@ -24,7 +24,15 @@ from pgtlsproxy.identity import printable
 from pgtlsproxy.protocol.messages import SSL_REQUEST, Message, MessageReader
 from pgtlsproxy.proxy.stages import BackendAddress
 from pgtlsproxy.tls.contexts import ALPN_PROTOCOL
-from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS, ClearLeg, Leg, LegLost, TLSLeg, connect_tls
+from pgtlsproxy.tls.stream import (
+    MAX_RECORD_OCTETS,
+    ClearLeg,
+    Leg,
+    LegLost,
+    PeerNotVerified,
+    TLSLeg,
+    connect_tls,
+)
 from pgtlsproxy.tls.verify import is_ip_address, verify_host_name
 
 WITHOUT_TLS: Final = "disable"
@@ -32,6 +40,32 @@ TLS_IF_OFFERED: Final = "prefer"
 
 UNIX_PEER_CHECKS: Final = trio.CapacityLimiter(8)
 """Unix sockets whose owner or folder is looked up at once. A look-up that hangs keeps its thread."""
+
+
+_ABOUT_CERTIFICATES: Final = ("certificate", "unknown ca")
+"""What the alerts of RFC 8446, 6.2, that judge a peer's certificate have in their names."""
+
+
+class OwnCertificateRefused(BackendTLSFailed):
+    """The server's TLS alert is about the certificate that the proxy shows.
+
+    Args:
+        alert: OpenSSL's words for it.
+    """
+
+    def __init__(self, alert: str) -> None:
+        super().__init__(f"the backend refuses the proxy's own certificate: {alert}")
+
+    def at(self, address: BackendAddress, backend: Backend) -> BackendTLSFailed:
+        """The same, naming the address and the file."""
+        shown = "no sslcert is given" if backend.sslcert is None else f"sslcert is {backend.sslcert}"
+        return BackendTLSFailed(f"{address}: {self.reason}; {shown}")
+
+
+def is_about_own_certificate(error: LegLost) -> bool:
+    """Whether a connection was ended by an alert that judges our certificate."""
+    text = str(error)
+    return " alert " in text and any(word in text for word in _ABOUT_CERTIFICATES)
 
 
 async def dial(address: BackendAddress, backend: Backend, context: SSL.Context | None) -> Leg:
@@ -46,19 +80,43 @@ async def dial(address: BackendAddress, backend: Backend, context: SSL.Context |
         BackendUnavailable: it cannot be reached in time.
         BackendTLSFailed: it refused TLS, or it is not who it should be.
     """
+    missing = "no connection"
     with trio.move_on_after(backend.connect_timeout or float("inf")):
         sock = await _connect(address, backend)
         try:
+            if context is None or address.ip is None:
+                return ClearLeg(sock)
+            if backend.sslnegotiation != "direct":
+                missing = "it accepted the connection, but did not answer SSLRequest; is it PostgreSQL?"
+                if not await _ask_for_tls(sock, address, backend.sslmode):
+                    return ClearLeg(sock)
+            missing = "its TLS handshake was not over"
             return await _encrypt(sock, address, backend, context)
         except BaseException:
             sock.close()
             raise
-    raise BackendUnavailable(
-        f"{address}: no connection within {backend.connect_timeout:g} s (connect_timeout)"
-    )
+    raise BackendUnavailable(f"{address}: {missing} within {backend.connect_timeout:g} s (connect_timeout)")
 
 
 async def _connect(address: BackendAddress, backend: Backend) -> socket.socket:
+    try:
+        return await _connect_socket(address, backend)
+    except OSError as error:
+        # The network's no, or the kernel's: out of descriptors, no such family, no route.
+        question = _NOBODY_LISTENS[address.ip is None] if error.errno in _NOT_LISTENING else ""
+        raise BackendUnavailable(f"{address}: {error.strerror or error}{question}") from None
+
+
+_NOT_LISTENING: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT})
+
+_NOBODY_LISTENS: Final = {
+    False: "; is the server running on that host and accepting TCP/IP connections?",
+    True: "; is the server running locally and accepting connections on that socket?",
+}
+"""What libpq asks at a host, and at a Unix socket."""
+
+
+async def _connect_socket(address: BackendAddress, backend: Backend) -> socket.socket:
     where: str | tuple[str, int] = address.unix_path
     family = socket.AF_UNIX
     if address.ip is not None:
@@ -71,7 +129,7 @@ async def _connect(address: BackendAddress, backend: Backend) -> socket.socket:
             await trio.lowlevel.wait_writable(sock)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            raise BackendUnavailable(f"{address}: {os.strerror(error)}")
+            raise OSError(error, os.strerror(error))
         if address.ip is None:
             await _check_unix_peer(sock, address, backend.requirepeer)
         else:
@@ -114,20 +172,26 @@ def _judge_unix_peer(uid: int, address: BackendAddress, requirepeer: str | None)
 
 
 async def _encrypt(
-    sock: socket.socket, address: BackendAddress, backend: Backend, context: SSL.Context | None
-) -> Leg:
-    if context is None or address.ip is None:
-        return ClearLeg(sock)
-    is_direct = backend.sslnegotiation == "direct"
-    if not is_direct and not await _ask_for_tls(sock, address, backend.sslmode):
-        return ClearLeg(sock)
+    sock: socket.socket, address: BackendAddress, backend: Backend, context: SSL.Context
+) -> TLSLeg:
     server_name = address.host.encode("ascii", "replace") if _sends_sni(address, backend) else None
     try:
         leg = await connect_tls(sock, context, server_name)
+    except PeerNotVerified as error:
+        raise BackendTLSFailed(f"{address}: {error}; {_who_vouches(backend)}") from None
     except LegLost as error:
+        if is_about_own_certificate(error):
+            raise OwnCertificateRefused(f"{error}").at(address, backend) from None
         raise BackendTLSFailed(f"{address}: {error}") from None
-    _check_tls(leg, address, backend, is_direct=is_direct)
+    _check_tls(leg, address, backend, is_direct=backend.sslnegotiation == "direct")
     return leg
+
+
+def _who_vouches(backend: Backend) -> str:
+    """The settings that a server's certificate was held against."""
+    keys = ("sslrootcert", "sslcrl", "sslcrldir")
+    given = {key: value for key in keys if (value := getattr(backend, key)) is not None}
+    return ", ".join(f"{key} is {value}" for key, value in given.items())
 
 
 def _sends_sni(address: BackendAddress, backend: Backend) -> bool:
@@ -153,6 +217,7 @@ async def _ask_for_tls(sock: socket.socket, address: BackendAddress, sslmode: st
     }
     raise BackendTLSFailed(
         f"{address}: {said.get(answer, f'unexpected answer {printable(answer)}')} after SSLRequest"
+        f"{'' if answer in said else '; is it PostgreSQL?'}"
     )
 
 
@@ -175,6 +240,7 @@ async def read_message(leg: Leg, reader: MessageReader) -> Message:
 
     Raises:
         BackendMisbehaved: it is malformed or too long.
+        OwnCertificateRefused: the backend does not take the certificate that the proxy shows.
         BackendUnavailable: the backend closed, or the connection broke.
     """
     try:
@@ -184,7 +250,7 @@ async def read_message(leg: Leg, reader: MessageReader) -> Message:
                 raise BackendUnavailable("the backend closed the connection before the login was over")
             reader.feed(data)
     except LegLost as error:
-        raise BackendUnavailable(f"the backend's connection broke during the login: {error}") from None
+        raise _broken(error) from None
     return message
 
 
@@ -197,4 +263,20 @@ async def send_to_backend(leg: Leg, data: bytes) -> None:
     try:
         await leg.send(data)
     except LegLost as error:
-        raise BackendUnavailable(f"the backend's connection broke during the login: {error}") from None
+        raise _broken(await _last_word(leg, error)) from None
+
+
+async def _last_word(leg: Leg, error: LegLost) -> LegLost:
+    """Why a send failed: an alert may have come in before the connection was reset, and says more."""
+    try:
+        await leg.receive(1)
+    except LegLost as later:
+        return later if is_about_own_certificate(later) else error
+    return error
+
+
+def _broken(error: LegLost) -> BackendUnavailable:
+    # In TLS 1.3 a server's word on the client's certificate comes behind the handshake.
+    if is_about_own_certificate(error):
+        return OwnCertificateRefused(str(error))
+    return BackendUnavailable(f"the backend's connection broke during the login: {error}")

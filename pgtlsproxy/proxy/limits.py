@@ -8,18 +8,21 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from pgtlsproxy.config import Settings
+
 HARD_LIMIT_MARGIN: Final = 256
-"""Connections over max_connections that are still heard, so that they get 53300 and cancels get through."""
+"""Connections beyond both limits: those that are being told that they are refused, for a second at most."""
 
 OWN_DESCRIPTORS: Final = 128
 """Descriptors besides the sessions': listening sockets, files at a reload, CancelRequests under way."""
 
 
-def raise_descriptor_limit(max_connections: int, logger: FilteringBoundLogger) -> None:
+def raise_descriptor_limit(settings: Settings, logger: FilteringBoundLogger) -> None:
     """Take as many descriptors as the system grants, and warn where sessions need more.
 
     Args:
-        max_connections: sessions, each with a socket on either leg. One worker may have them all.
+        settings: whose limits count; a session has a socket on either leg, and so may a pending one. One
+            worker may have them all.
         logger: told of what is missing.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -27,12 +30,12 @@ def raise_descriptor_limit(max_connections: int, logger: FilteringBoundLogger) -
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # A client that is one too many is heard, and costs one socket.
-    needed = 2 * max_connections + HARD_LIMIT_MARGIN + OWN_DESCRIPTORS
+    needed = 2 * (settings.max_connections + settings.pending_limit) + HARD_LIMIT_MARGIN + OWN_DESCRIPTORS
     if limit != resource.RLIM_INFINITY and limit < needed:
         logger.warning(
             "too_few_descriptors",
             limit=limit,
             needed=needed,
-            max_connections=max_connections,
+            max_connections=settings.max_connections,
             advice="raise LimitNOFILE= (systemd) or the hard limit of nofile, or lower max_connections",
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import trio
+
 from pgtlsproxy.errors import (
     BackendMisbehaved,
     BackendUnavailable,
@@ -78,7 +80,12 @@ def own_proof(grant: Grant) -> Proof | None:
 
 
 async def log_in(
-    negotiated: Negotiated, grant: Grant, backend: BackendLeg, client: Client, log: SessionLog
+    negotiated: Negotiated,
+    grant: Grant,
+    backend: BackendLeg,
+    target_session_attrs: str,
+    client: Client,
+    log: SessionLog,
 ) -> LoggedIn:
     """Take the login to ReadyForQuery, and hold it against the Grant.
 
@@ -93,7 +100,7 @@ async def log_in(
         WrongSessionAttributes: another host is to be tried; the client has heard nothing yet.
         ProtocolViolation, ClientGone, BackendUnavailable: one side broke the exchange.
     """
-    login = _Login(negotiated, grant, backend, client)
+    login = _Login(negotiated, grant, backend, target_session_attrs, client)
     proof = await login.run()
     log.note(proof=proof.kind, identity=proof.identity)
     if login.exchange.cancel_key is not None:
@@ -114,12 +121,20 @@ async def log_in(
 class _Login:
     """One exchange. `held` is what the client is owed and has not been sent yet."""
 
-    def __init__(self, negotiated: Negotiated, grant: Grant, backend: BackendLeg, client: Client) -> None:
+    def __init__(
+        self,
+        negotiated: Negotiated,
+        grant: Grant,
+        backend: BackendLeg,
+        target_session_attrs: str,
+        client: Client,
+    ) -> None:
         self.exchange = LoginExchange()
         self.client_reader = client_reader(lambda: self.exchange.awaited)
         self._negotiated = negotiated
         self._grant = grant
         self._backend = backend
+        self._target_session_attrs = target_session_attrs
         self._client = client
         self._settings = negotiated.accepted.listener.backends[grant.backend].settings
         self._held = bytearray(version_answer(negotiated.startup, self._settings.max_protocol_version))
@@ -153,7 +168,32 @@ class _Login:
                     self.exchange.other(message)
             if self.exchange.is_authenticated:
                 return self._proof()
+            if self.exchange.may_client_answer:
+                message = await self._next_of_either()
+            else:
+                message = await read_message(self._backend.leg, self._backend.reader)
+
+    async def _next_of_either(self) -> Message:
+        """The backend's next message; should the client speak before it, its answer is relayed meanwhile.
+
+        Behind GSSContinue either may be the next: a client whose context is complete says nothing more.
+        """
+        await self._flush()
+        waiting = trio.CancelScope()
+
+        async def relay_answer() -> None:
+            answer = None
+            with waiting:
+                answer = await self._read_answer()
+            # What the client has said goes out whole, whatever the backend has said meanwhile.
+            if answer is not None:
+                await self._relay_answer(answer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay_answer)
             message = await read_message(self._backend.leg, self._backend.reader)
+            waiting.cancel()
+        return message
 
     async def _answer_authentication(self, message: Message) -> None:
         """Judge an Authentication message, relay it, and relay the client's answer where one is due."""
@@ -177,7 +217,7 @@ class _Login:
         self._held += raw
         if self.exchange.is_client_turn:
             await self._flush()
-            await self._relay_answer()
+            await self._relay_answer(await self._read_answer())
 
     def _check_require_auth(self, request: Authentication) -> None:
         """What require_auth says, as it holds for the backend's first question."""
@@ -198,12 +238,15 @@ class _Login:
                 f"the backend asks for {method} authentication, which its require_auth does not allow"
             )
 
-    async def _relay_answer(self) -> None:
+    async def _read_answer(self) -> Message:
         while (message := self.client_reader.next()) is None:
             data = await self._client.read_some(MAX_RECORD_OCTETS)
             if not data:
                 raise ClientGone("the client closed during authentication")
             self.client_reader.feed(data)
+        return message
+
+    async def _relay_answer(self, message: Message) -> None:
         self.exchange.client_message(message)
         flag = self.exchange.binding_flag
         is_scram = self.exchange.outcome.challenge is Challenge.SCRAM
@@ -246,10 +289,9 @@ class _Login:
         )
 
     def _check_session_attributes(self) -> None:
-        wanted = self._settings.target_session_attrs
-        if wanted == "any":
+        if self._target_session_attrs == "any":
             return
-        problem = wrong_attributes(wanted, self.exchange.parameters)
+        problem = wrong_attributes(self._target_session_attrs, self.exchange.parameters)
         if problem is not None:
             raise WrongSessionAttributes(f"{self._backend.address}: {problem}")
 

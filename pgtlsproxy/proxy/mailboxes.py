@@ -1,12 +1,14 @@
-"""CancelRequests from one worker to another: the one that has the session sends it on.
+"""What one worker says to another.
 
-Each worker has a socket of its own on which the others' messages come in, whole (SOCK_SEQPACKET). They
-outlive the workers: what was meant for one that died is read by the one that replaces it, which
-says that it has no such session.
+A CancelRequest goes to the worker that has the session, which sends it on; and the one that has the
+oldest unproven connection is told when a younger one takes its place. Each worker has a socket of its
+own on which the others' messages come in, whole (SOCK_SEQPACKET). They outlive the workers: what was
+meant for one that died is read by the one that replaces it, which says that it has no such session.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import socket
@@ -20,9 +22,9 @@ import trio
 from pgtlsproxy.identity import Secret
 
 _HEAD: Final = struct.Struct("!BHQ")
-"""What it is, from which worker, and the request's number there."""
+"""What it is, from which worker, and the request's number there, or the limit that is exceeded."""
 
-_ASKED, _DONE, _UNKNOWN = range(3)
+_ASKED, _DONE, _UNKNOWN, _DISPLACE = range(4)
 _PID: Final = struct.Struct("!iB")
 """The session's number, and how many octets the listener's name has."""
 
@@ -52,6 +54,7 @@ class Mailboxes:
 
     def __init__(self, number: int, inbox: socket.socket, outboxes: Sequence[socket.socket]) -> None:
         self._number = number
+        self._raw = outboxes
         self._inbox = trio.socket.from_stdlib_socket(inbox)
         self._outboxes = [trio.socket.from_stdlib_socket(outbox) for outbox in outboxes]
         self._sending = [trio.Lock() for _ in outboxes]
@@ -75,11 +78,20 @@ class Mailboxes:
             del self._asked[number]
         return answer[0]
 
-    async def run(self, take: Callable[[Routed], Awaitable[bool]]) -> None:
+    def displace_at(self, worker: int, limit: int) -> None:
+        """Tell another worker that it has the oldest unproven connection, and all have more than the limit.
+
+        Never waits. A worker that does not read is told no more.
+        """
+        with contextlib.suppress(OSError):
+            self._raw[worker - 1].send(_HEAD.pack(_DISPLACE, self._number, limit))
+
+    async def run(self, take: Callable[[Routed], Awaitable[bool]], displace: Callable[[int], None]) -> None:
         """Read the inbox until cancelled.
 
         Args:
             take: sends a request on; returns whether there is such a session here.
+            displace: lets the oldest unproven connections go while there are more than so many.
         """
         async with trio.open_nursery() as nursery:
             while True:
@@ -87,10 +99,17 @@ class Mailboxes:
                 kind, worker, number = _HEAD.unpack_from(message)
                 if kind == _ASKED:
                     nursery.start_soon(self._take, take, worker, number, _routed(message[_HEAD.size :]))
+                elif kind == _DISPLACE:
+                    displace(number)
                 elif number in self._asked:  # whoever asked may have given up, or be our predecessor
                     answered, answer = self._asked[number]
                     answer.append(kind == _DONE)
                     answered.set()
+
+    def close(self) -> None:
+        """Close all ends that this worker has."""
+        for sock in (self._inbox, *self._outboxes):
+            sock.close()
 
     async def _take(
         self, take: Callable[[Routed], Awaitable[bool]], worker: int, number: int, routed: Routed

@@ -16,7 +16,7 @@ from pgtlsproxy.protocol.backend import SCRAM_PLUS
 from pgtlsproxy.protocol.messages import backend_reader, parse_authentication, parse_error_response
 from pgtlsproxy.protocol.startup import NEWEST, StartupMessage, encode_startup
 from pgtlsproxy.proxy.candidates import Candidates
-from pgtlsproxy.proxy.dial import dial, read_message, send_to_backend
+from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_to_backend
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import BackendSnapshot
 from pgtlsproxy.proxy.stages import BackendAddress
@@ -61,6 +61,9 @@ async def _probe_address(backend: BackendSnapshot, address: BackendAddress) -> P
                 problem, finding = await _ask(leg, backend)
             finally:
                 leg.close()
+        except OwnCertificateRefused as error:
+            reason = error.at(address, backend.settings).reason
+            return Probed(backend.name, str(address), reason, "")
         except BackendUnavailable as error:
             return Probed(backend.name, str(address), error.reason, "")
         encryption = leg.version if isinstance(leg, TLSLeg) else "no TLS"
@@ -87,10 +90,11 @@ async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str]:
                 "asks nothing",
             )
         return None, "asks nothing of a session with the proxy's credential"
+    asked = f"asks for {', '.join(request.mechanisms) or f'authentication {request.code}'}"
     if SCRAM_PLUS in request.mechanisms:
-        return None, (
-            "asks for SCRAM with channel binding: clients with TLS to the proxy need channel_binding=disable"
-            if backend.settings.login == "passthrough"
-            else "asks for SCRAM with channel binding"
-        )
-    return None, f"asks for {', '.join(request.mechanisms) or f'authentication {request.code}'}"
+        asked = "asks for SCRAM with channel binding"
+    if backend.settings.login != "passthrough":
+        return None, f"{asked}, which the proxy cannot answer: users need a line of its pg_hba.conf with cert"
+    if SCRAM_PLUS in request.mechanisms:
+        asked += ": clients with TLS to the proxy need channel_binding=disable"
+    return None, asked

@@ -16,8 +16,9 @@ from typing import Final
 import trio
 
 from pgtlsproxy.errors import ErrorKind
+from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
 from pgtlsproxy.proxy.relay_loop import RelayLoop
-from pgtlsproxy.proxy.relay_session import Ending, RelaySession, When, Wish
+from pgtlsproxy.proxy.relay_session import RelaySession
 from pgtlsproxy.proxy.stages import LoggedIn, SessionEnd
 from pgtlsproxy.tls.raw_tls import raw_leg
 
@@ -71,6 +72,8 @@ class Relay:
             Exception: a bug in the relay, which ended this session alone.
             RelayDied: it ended all of them.
         """
+        if self._has_ended.is_set():
+            raise RelayDied("the relay's thread has ended") from self._failure
         over = trio.Event()
         buffers = self._loop.buffers
         client, backend = raw_leg(logged_in.client_leg, buffers), raw_leg(logged_in.backend_leg, buffers)
@@ -83,7 +86,7 @@ class Relay:
             )
             await self._until_over(session, over)
             ending = session.ending or CUT
-            is_clean = ending.is_clean
+            is_clean = session.is_clean
         finally:
             del self._sessions[session]
             if traffic is not None:

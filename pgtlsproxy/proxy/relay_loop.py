@@ -14,42 +14,34 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import math
 import os
 import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
+from pgtlsproxy.proxy.relay_bulk import LARGE_OCTETS, BulkTransfers
+from pgtlsproxy.proxy.relay_ending import When, Wish
 from pgtlsproxy.proxy.relay_session import (
     TAIL_OCTETS,
     Direction,
     RelaySession,
+    Stage,
     State,
-    When,
-    Wish,
 )
-from pgtlsproxy.tls.raw import SLICE_OCTETS, Buffers, Want
+from pgtlsproxy.tls.raw import Buffers, Want
 from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS
 
 MAX_EVENTS: Final = 256
-
-LARGE_OCTETS: Final = 8000
-"""A read that speaks for a bulk transfer: PostgreSQL and libpq fill buffers of 8192 octets."""
-
-LARGES_TO_BUFFER: Final = 4
-SMALLS_TO_UNBUFFER: Final = 8
 
 SWEEP_SECONDS: Final = 1.0
 """How often sessions are looked for that have gone silent after a bulk transfer and hold memory."""
 
 QUIET_SECONDS: Final = 0.05
 """How long both legs must be silent behind ReadyForQuery: a row may end with its six octets, too."""
-
-PAUSED_SECONDS: Final = 60.0
-"""How long a session may linger whose one side is gone while the other does not take what is left."""
 
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
@@ -58,6 +50,60 @@ _NOTHING: Final = select.EPOLLET
 """Waits for nothing, but is told once when the connection is gone. Level-triggered, that would spin."""
 
 Route = tuple[Callable[[Any, Any, int], int], Any, Callable[[Any, Any, int], int], Any, Direction]
+"""How to carry one message: read, its handle, write, its handle, and what it is counted for."""
+
+
+class Moments:
+    """What is to be done when: a heap. Whatever is cancelled is forgotten at once."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int]] = []
+        self._actions: dict[int, Callable[[], None]] = {}
+        self._numbers = itertools.count()
+
+    def add(self, seconds: float, action: Callable[[], None]) -> int:
+        """Do something in so many seconds; the number cancels it."""
+        number = next(self._numbers)
+        self._actions[number] = action
+        heapq.heappush(self._heap, (time.monotonic() + seconds, number))
+        return number
+
+    def cancel(self, number: int | None) -> None:
+        """Do it not, where it has not been done yet."""
+        if number is not None:
+            self._actions.pop(number, None)
+
+    def seconds_to_next(self) -> float | None:
+        """How long nothing is to be done; None for ever."""
+        while self._heap and self._heap[0][1] not in self._actions:
+            heapq.heappop(self._heap)
+        return max(self._heap[0][0] - time.monotonic(), 0.0) if self._heap else None
+
+    def run(self) -> None:
+        """Do what is due."""
+        while self._heap and self._heap[0][0] <= time.monotonic():
+            action = self._actions.pop(heapq.heappop(self._heap)[1], None)
+            if action is not None:
+                action()
+
+
+class _Timing:
+    """A session's moments.
+
+    Attributes:
+        deadline, deadline_octets: when its ending's grace is over, and what it had carried when that was set.
+        deadline_at: when that is, by the monotonic clock; infinite without one.
+        quiet, quiet_octets: when it will have been silent for long enough to be ended as wished.
+    """
+
+    __slots__ = ("deadline", "deadline_at", "deadline_octets", "quiet", "quiet_octets")
+
+    def __init__(self) -> None:
+        self.deadline: int | None = None
+        self.deadline_at = float("inf")
+        self.deadline_octets = 0
+        self.quiet: int | None = None
+        self.quiet_octets = -1
 
 
 class RelayLoop:
@@ -74,13 +120,13 @@ class RelayLoop:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, _IN)
-        self._routes: list[Route | None] = []
+        self._routes: list[Route | None] = [None] * (self._wake + 1)
         self._directions: dict[int, Direction] = {}
-        self._bulk: deque[Direction] = deque()
-        self._buffered: dict[RelaySession, int] = {}
-        self._timers: list[tuple[float, int, RelaySession]] = []
-        self._numbers = itertools.count()
-        self._next_sweep = math.inf
+        self._masks: dict[int, int] = {}
+        self._timings: dict[RelaySession, _Timing] = {}
+        self._moments = Moments()
+        self._bulk = BulkTransfers()
+        self._is_sweeping = False
         self._is_stopped = False
 
     # --- For other threads ----------------------------------------------------------------------------
@@ -95,7 +141,8 @@ class RelayLoop:
     def add(self, session: RelaySession, unread_from_client: bytes, unread_from_backend: bytes) -> None:
         """Relay a session from now on, what was read of it already first."""
         directions = session.from_client, session.from_backend
-        try:
+        self._timings[session] = _Timing()
+        with self._only(session):
             for direction, unread in zip(directions, (unread_from_client, unread_from_backend), strict=True):
                 self._directions[direction.source.fd] = direction
                 session.begin(direction, unread)
@@ -104,15 +151,14 @@ class RelayLoop:
                     # What OpenSSL has decrypted already is announced by no event.
                     session.step(direction, MAX_RECORD_OCTETS)
             self._settle(session)
-        except Exception as error:  # noqa: BLE001 - one session's failure is its own
-            self._failed(session, error)
 
     def wish(self, session: RelaySession, wish: Wish) -> None:
         """End a session as somebody outside wants it."""
-        session.wish = wish
-        if wish.when is When.NOW:
-            session.breaks(wish.ending)
-        self._settle(session)
+        with self._only(session):
+            session.wish = wish
+            if wish.when is When.NOW and session.stage is Stage.LIVE:
+                session.breaks(wish.ending)
+            self._settle(session)
 
     def stop(self) -> None:
         """End the thread. Sessions that are left are not reported."""
@@ -124,13 +170,12 @@ class RelayLoop:
         """Relay until `stop`."""
         try:
             while not self._is_stopped:
-                self._batch(0 if self._bulk else self._timeout())
-                if self._bulk:
-                    self._turn(self._bulk.popleft())
-                if self._inbox:
-                    self._take_inbox()
-                if self._timers or self._buffered:
-                    self._keep_time()
+                self._carry_messages()
+                if self._bulk.turns:
+                    self._turn(self._bulk.next_turn())
+                while self._inbox:
+                    self._inbox.popleft()()
+                self._moments.run()
         finally:
             self._epoll.close()
 
@@ -138,227 +183,201 @@ class RelayLoop:
         """Free the last descriptor. Only where nobody posts any more."""
         os.close(self._wake)
 
-    def _batch(self, timeout: float | None) -> None:
-        """Wait for events and handle each: the path of every message."""
-        routes, buffer = self._routes, self.buffers.plain_pointer
-        octets = self.buffers.plain
-        for fd, events in self._epoll.poll(timeout, MAX_EVENTS):
-            route = routes[fd] if fd < len(routes) else None
-            if route is None or events != _IN:
-                self._slow(fd, events)
-                continue
-            read, source, write, sink, direction = route
-            try:
-                taken = read(source, buffer, MAX_RECORD_OCTETS)
-                given = write(sink, buffer, taken) if taken > 0 else 0
-                if 0 < taken == given:
-                    # Direction.carried, in place: a call would cost 0.1 µs of 20.
-                    direction.octets += taken
-                    direction.reads += 1
-                    direction.session.last = direction
-                    if taken >= TAIL_OCTETS:
-                        direction.tail = octets[taken - TAIL_OCTETS : taken]
-                        if taken >= LARGE_OCTETS:
-                            self._large(direction)
-                    else:
-                        direction.tail = (direction.tail + octets[:taken])[-TAIL_OCTETS:]
+    def _carry_messages(self) -> None:
+        """Wait for events and handle each, until there is something else to do: the path of every message."""
+        poll, routes, inbox, turns = self._epoll.poll, self._routes, self._inbox, self._bulk.turns
+        pointer, plain = self.buffers.plain_pointer, self.buffers.plain
+        while True:
+            timeout = 0 if turns else self._moments.seconds_to_next()
+            for fd, events in poll(timeout, MAX_EVENTS):
+                route = routes[fd]
+                if route is None or events != _IN:
+                    self._other_event(fd, events)
                     continue
-                if taken > 0:
-                    direction.session.not_written(direction, taken, given)
-                else:
-                    direction.session.nothing_read(direction, taken)
-                self._settle(direction.session)
-            except Exception as error:  # noqa: BLE001 - one session's failure is its own
-                self._failed(direction.session, error)
+                read, source, write, sink, direction = route
+                try:
+                    taken = read(source, pointer, MAX_RECORD_OCTETS)
+                    given = write(sink, pointer, taken) if taken > 0 else 0
+                    if not 0 < taken == given:
+                        self._not_carried(direction, taken, given)
+                        continue
+                except Exception as error:  # noqa: BLE001 - one session's failure is its own
+                    self._failed(direction.session, error)
+                    continue
+                # Direction.carried, in place: a call would cost 0.1 µs of 20.
+                direction.octets += taken
+                direction.reads += 1
+                direction.session.last = direction
+                if taken < TAIL_OCTETS:
+                    direction.tail = (direction.tail + plain[:taken])[-TAIL_OCTETS:]
+                    continue
+                direction.tail = plain[taken - TAIL_OCTETS : taken]
+                if taken >= LARGE_OCTETS:
+                    self._note_large(direction)
+            if inbox or turns or timeout is not None:
+                return
 
-    def _slow(self, fd: int, events: int) -> None:
+    def _not_carried(self, direction: Direction, taken: int, given: int) -> None:
+        """A read brought nothing, or a write did not take all of it."""
+        if taken > 0:
+            direction.session.not_written(direction, taken, given)
+        else:
+            direction.session.nothing_read(direction, taken)
+        self._settle(direction.session)
+
+    def _note_large(self, direction: Direction) -> None:
+        with self._only(direction.session):
+            if self._bulk.note_large(direction):
+                self._settle(direction.session)
+
+    def _other_event(self, fd: int, events: int) -> None:
         """An event that is not just a message for a leg that is free to take it."""
         direction = self._directions.get(fd)
         if direction is None:
-            return  # the inbox's
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            return
         session, leg = direction.session, direction.source
-        try:
-            if direction.mask == _NOTHING:
-                if events & _GONE:
-                    self._gone(direction)
+        if direction.pace.is_queued and events == _IN == self._masks[fd]:
+            return  # its turn will come
+        with self._only(session):
+            if self._masks[fd] == _NOTHING:
+                if events & _GONE and (direction.state is State.FLOWING or _has_error(leg.sock)):
+                    session.connection_broke(direction)
             else:
                 if leg.unsent or leg.is_ending:
                     session.flush(leg)
                 is_ready = events & (_IN | _GONE) or (leg.read_wants is Want.WRITE and events & _OUT)
-                if is_ready and direction.may_read and not session.is_over:
+                if is_ready and direction.may_read and session.stage is Stage.LIVE:
                     self._read(direction)
             self._settle(session)
-        except Exception as error:  # noqa: BLE001 - one session's failure is its own
-            self._failed(session, error)
 
     def _read(self, direction: Direction) -> None:
-        if direction.source.is_buffered or direction.sink.is_buffered:
-            self._enqueue(direction)
+        if direction.session in self._bulk.sessions:
+            self._bulk.enqueue(direction)
         elif direction.session.step(direction, MAX_RECORD_OCTETS) >= LARGE_OCTETS:
-            self._large(direction)
-
-    def _gone(self, direction: Direction) -> None:
-        """A leg that nothing is wanted of has broken."""
-        session = direction.session
-        if direction.state is not State.FLOWING and direction.source.sock.getsockopt(
-            socket.SOL_SOCKET, socket.SO_ERROR
-        ):
-            session.is_over = True
-        else:
-            # Not told again: what it has sent is read when the other side takes it, or never.
-            session.grace = min(session.grace, PAUSED_SECONDS)
-
-    # --- Bulk transfers -------------------------------------------------------------------------------
-
-    def _large(self, direction: Direction) -> None:
-        """A large read. A few of them in a row are a bulk transfer."""
-        is_next = direction.reads == direction.last_large + 1
-        direction.larges = direction.larges + 1 if is_next else 1
-        direction.last_large = direction.reads
-        session = direction.session
-        if direction.larges >= LARGES_TO_BUFFER and session not in self._buffered:
-            legs = session.client, session.backend
-            if session.ending is None and not any(leg.unsent for leg in legs):
-                for leg in legs:
-                    leg.buffer()
-                direction.smalls = direction.reverse.smalls = 0
-                self._buffered[session] = -1
-                self._next_sweep = min(self._next_sweep, time.monotonic() + SWEEP_SECONDS)
-                self._settle(session)
-                for each in (direction, direction.reverse):
-                    self._enqueue(each)
-
-    def _enqueue(self, direction: Direction) -> None:
-        if not direction.is_queued:
-            direction.is_queued = True
-            self._bulk.append(direction)
+            self._note_large(direction)
 
     def _turn(self, direction: Direction) -> None:
-        """One slice of a bulk transfer; small messages of other sessions go before the next."""
-        direction.is_queued = False
         session = direction.session
-        if direction.mask is None or not direction.may_read:
-            return
+        with self._only(session):
+            if session.stage is Stage.LIVE and direction.may_read:
+                self._bulk.take_turn(direction)
+                self._settle(session)
+
+    def _sweep(self) -> None:
+        for session in self._bulk.look_for_silent():
+            with self._only(session):
+                self._settle(session)
+        if self._bulk.sessions:
+            self._moments.add(SWEEP_SECONDS, self._sweep)
+        else:
+            self._is_sweeping = False
+
+    # --- What a session waits for -----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _only(self, session: RelaySession) -> Iterator[None]:
+        """A failure of ours ends this session alone."""
         try:
-            taken = session.step(direction, SLICE_OCTETS)
-            direction.smalls = 0 if taken >= LARGE_OCTETS else direction.smalls + 1
-            if direction.smalls >= SMALLS_TO_UNBUFFER and direction.reverse.smalls != 0:
-                self._unbuffer(session)
-            self._settle(session)
+            yield
         except Exception as error:  # noqa: BLE001 - one session's failure is its own
             self._failed(session, error)
-
-    def _unbuffer(self, session: RelaySession) -> None:
-        if all([leg.unbuffer() for leg in (session.client, session.backend)]):  # noqa: C419 - both, in any case
-            self._buffered.pop(session, None)
-            session.from_client.larges = session.from_backend.larges = 0
-
-    def _sweep(self, now: float) -> None:
-        for session, octets in list(self._buffered.items()):
-            if session.octets == octets:
-                try:
-                    self._unbuffer(session)
-                    self._settle(session)
-                except Exception as error:  # noqa: BLE001 - one session's failure is its own
-                    self._failed(session, error)
-            else:
-                self._buffered[session] = session.octets
-        self._next_sweep = now + SWEEP_SECONDS if self._buffered else math.inf
-
-    # --- Between events -------------------------------------------------------------------------------
-
-    def _settle(self, session: RelaySession) -> None:
-        """Wait for what the session waits for now, or report that it is over."""
-        if self._directions.get(session.client.fd) is not session.from_client:
-            return  # reported already
-        if session.is_over:
-            self._remove(session)
-            return
-        for direction in (session.from_client, session.from_backend):
-            self._watch(direction)
-            if direction.source.has_more and direction.may_read:
-                self._enqueue(direction)
-        if session.grace < session.deadline - time.monotonic():
-            self._set_deadline(session, session.grace)
-        if session.may_be_ended() and session.quiet_octets != session.octets:
-            session.quiet_octets = session.octets
-            session.quiet_until = time.monotonic() + QUIET_SECONDS
-            self._at(session.quiet_until, session)
-
-    def _set_deadline(self, session: RelaySession, seconds: float) -> None:
-        session.deadline = time.monotonic() + seconds
-        session.grace = math.inf
-        self._at(session.deadline, session)
-
-    def _at(self, moment: float, session: RelaySession) -> None:
-        heapq.heappush(self._timers, (moment, next(self._numbers), session))
-
-    def _watch(self, direction: Direction) -> None:
-        leg, fd = direction.source, direction.source.fd
-        mask = 0
-        may_read = direction.may_read
-        if may_read:
-            mask |= _IN if leg.read_wants is Want.READ else _OUT
-        if leg.unsent or leg.is_ending:
-            mask |= _OUT if leg.unsent_wants is Want.WRITE else _IN
-        mask = mask or _NOTHING
-        if direction.mask is None:
-            self._epoll.register(fd, mask)
-            self._routes.extend([None] * (fd + 1 - len(self._routes)))
-        elif direction.mask != mask:
-            self._epoll.modify(fd, mask)
-        direction.mask = mask
-        is_plain = (
-            mask == _IN
-            and may_read
-            and direction.state is State.FLOWING
-            and direction.session.wish is None
-            and not leg.is_buffered
-            and not direction.sink.is_buffered
-        )
-        sink = direction.sink
-        self._routes[fd] = (leg.read, leg.handle, sink.write, sink.handle, direction) if is_plain else None
-
-    def _remove(self, session: RelaySession) -> None:
-        for direction in (session.from_client, session.from_backend):
-            fd = direction.source.fd
-            self._directions.pop(fd, None)
-            if direction.mask is not None:
-                direction.mask = None
-                self._routes[fd] = None
-                self._epoll.unregister(fd)
-        self._buffered.pop(session, None)
-        session.is_over = True
-        self._report(session)
 
     def _failed(self, session: RelaySession, error: Exception) -> None:
         session.bug = error
         self._remove(session)
 
-    def _take_inbox(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
-        while self._inbox:
-            self._inbox.popleft()()
+    def _settle(self, session: RelaySession) -> None:
+        """Wait for what the session waits for now, or report that it is over."""
+        if session.stage is Stage.OVER:
+            self._remove(session)
+        if session.stage is Stage.REPORTED:
+            return
+        for direction in (session.from_client, session.from_backend):
+            self._watch(direction)
+            if direction.source.has_more and direction.may_read:
+                self._bulk.enqueue(direction)
+        if session.ending is not None:
+            self._set_deadline(session)
+        elif session.wish is not None:
+            self._wait_for_silence(session)
+        if self._bulk.sessions and not self._is_sweeping:
+            self._is_sweeping = True
+            self._moments.add(SWEEP_SECONDS, self._sweep)
 
-    def _timeout(self) -> float | None:
-        next_moment = min(self._timers[0][0] if self._timers else math.inf, self._next_sweep)
-        return None if next_moment == math.inf else max(next_moment - time.monotonic(), 0.0)
+    def _set_deadline(self, session: RelaySession) -> None:
+        timing = self._timings[session]
+        deadline_at = time.monotonic() + session.grace
+        if deadline_at < timing.deadline_at:
+            self._moments.cancel(timing.deadline)
+            timing.deadline = self._moments.add(session.grace, partial(self._time_is_up, session))
+            timing.deadline_at, timing.deadline_octets = deadline_at, session.octets
+        session.grace = float("inf")
 
-    def _keep_time(self) -> None:
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            _, _, session = heapq.heappop(self._timers)
-            try:
-                self._moment_has_come(session, now)
-            except Exception as error:  # noqa: BLE001 - one session's failure is its own
-                self._failed(session, error)
-        if self._next_sweep <= now:
-            self._sweep(now)
+    def _time_is_up(self, session: RelaySession) -> None:
+        with self._only(session):
+            timing = self._timings[session]
+            timing.deadline_at = float("inf")
+            session.time_is_up(has_moved=session.octets != timing.deadline_octets)
+            self._settle(session)
 
-    def _moment_has_come(self, session: RelaySession, now: float) -> None:
-        if session.deadline <= now:
-            session.is_over = True
-        elif session.may_be_ended() and session.quiet_until <= now:
-            session.end_as_wished()
-        self._settle(session)
+    def _wait_for_silence(self, session: RelaySession) -> None:
+        timing = self._timings[session]
+        if session.may_be_ended() and timing.quiet_octets != session.octets:
+            self._moments.cancel(timing.quiet)
+            timing.quiet = self._moments.add(QUIET_SECONDS, partial(self._is_silent, session))
+            timing.quiet_octets = session.octets
+
+    def _is_silent(self, session: RelaySession) -> None:
+        with self._only(session):
+            timing = self._timings[session]
+            if session.may_be_ended() and timing.quiet_octets == session.octets:
+                session.end_as_wished()
+            timing.quiet_octets = -1
+            self._settle(session)
+
+    def _watch(self, direction: Direction) -> None:
+        leg, sink, fd = direction.source, direction.sink, direction.source.fd
+        may_read, mask = direction.may_read, 0
+        if may_read:
+            mask |= _IN if leg.read_wants is Want.READ else _OUT
+        if leg.unsent or leg.is_ending:
+            mask |= _OUT if leg.unsent_wants is Want.WRITE else _IN
+        mask = mask or _NOTHING
+        known = self._masks.get(fd)
+        if known is None:
+            self._epoll.register(fd, mask)
+            self._routes.extend([None] * (fd + 1 - len(self._routes)))
+        elif known != mask:
+            self._epoll.modify(fd, mask)
+        self._masks[fd] = mask
+        is_plain = (
+            mask == _IN
+            and direction.state is State.FLOWING
+            and may_read
+            and direction.session.wish is None
+            and not leg.is_buffered
+            and not sink.is_buffered
+        )
+        self._routes[fd] = (leg.read, leg.handle, sink.write, sink.handle, direction) if is_plain else None
+
+    def _remove(self, session: RelaySession) -> None:
+        if session.stage is Stage.REPORTED:
+            return
+        session.stage = Stage.REPORTED
+        for direction in (session.from_client, session.from_backend):
+            fd = direction.source.fd
+            if self._directions.pop(fd, None) is not None and self._masks.pop(fd, None) is not None:
+                self._routes[fd] = None
+                with contextlib.suppress(OSError):
+                    self._epoll.unregister(fd)
+        timing = self._timings.pop(session)
+        self._moments.cancel(timing.deadline)
+        self._moments.cancel(timing.quiet)
+        self._bulk.forget(session)
+        self._report(session)
+
+
+def _has_error(sock: socket.socket) -> bool:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0

@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pgtlsproxy.errors import ErrorKind
+from pgtlsproxy.proxy.relay_ending import BOUNDARIES, IDLE, TERMINATE, Ending, When, Wish
 from pgtlsproxy.tls.raw import RawLeg, Want
 from pgtlsproxy.tls.stream import LegAbused, LegLost
 
 HALF_CLOSE_SECONDS: Final = 60.0
-"""How long the backend may go on answering after the client has ended its direction."""
+"""How long the backend may say nothing after the client has ended its direction."""
 
 TERMINATED_SECONDS: Final = 5.0
-"""How long a backend may take to end after Terminate."""
+"""How long a backend is left to end by itself after Terminate.
+
+Only five octets speak for Terminate, and they may as well be the end of something else: what is held
+back then is the client's end, and not for ever.
+"""
 
 LAST_WORDS_SECONDS: Final = 1.0
 """How long a backend's last words may take to arrive, and a client may take to stop talking.
@@ -31,55 +36,20 @@ Closing a socket that holds unread input makes the kernel send RST, which can ov
 that the client should read.
 """
 
-TERMINATE: Final = b"X\x00\x00\x00\x04"
-
-IDLE: Final = b"Z\x00\x00\x00\x05I"
-"""ReadyForQuery outside a transaction."""
-
-BOUNDARIES: Final = frozenset({IDLE, b"Z\x00\x00\x00\x05T", b"Z\x00\x00\x00\x05E"})
-"""ReadyForQuery."""
+PAUSED_SECONDS: Final = 60.0
+"""How long a session may linger whose one side is gone while the other does not take what is left."""
 
 TAIL_OCTETS: Final = 6
 
 
-class When(enum.Enum):
-    """When a session that is told to end does so."""
+class Stage(enum.Enum):
+    """Where a session stands."""
 
-    IDLE = "idle"
-    """When it is in no transaction and nothing is under way."""
-    BOUNDARY = "boundary"
-    """When the backend waits for a command, be it in a transaction."""
-    NOW = "now"
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a session ends.
-
-    Args:
-        kind: `ok` or an ErrorKind.
-        reason: who ended it and how.
-        is_clean: whether both sides are given a clean end.
-    """
-
-    kind: str
-    reason: str
-    is_clean: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What somebody outside wants of a session.
-
-    Args:
-        ending: how it is to end.
-        when: when.
-        farewell: what its client is told, an ErrorResponse; not with `When.NOW`.
-    """
-
-    ending: Ending
-    when: When
-    farewell: bytes = b""
+    LIVE = "live"
+    OVER = "over"
+    """Nothing is left to do, and whoever gave the session to the relay does not know it yet."""
+    REPORTED = "reported"
+    """Its legs are nobody's. No call of OpenSSL or of the socket may follow."""
 
 
 class State(enum.Enum):
@@ -95,6 +65,22 @@ class State(enum.Enum):
     DONE = "done"
 
 
+@dataclass(slots=True)
+class Pace:
+    """What the bulk policy remembers of a direction's reads.
+
+    Attributes:
+        last_large, larges: the number of the last read that was large, and how many of those came in a row.
+        smalls: turns of a bulk transfer that brought little, in a row.
+        is_queued: whether a turn is due.
+    """
+
+    last_large: int = -1
+    larges: int = 0
+    smalls: int = 0
+    is_queued: bool = False
+
+
 class Direction:
     """What is read from one leg and written to the other.
 
@@ -104,20 +90,18 @@ class Direction:
         name: of the source, for reasons.
 
     Attributes:
+        reverse: the other direction.
         state: where it stands.
         octets: how many were carried.
         reads: how many reads brought some.
-        fruitful: what `reads` was when one last brought nothing.
+        reads_at_last_empty: what `reads` was when one last brought nothing.
         tail: the last six octets.
-        last_large, larges: the number of the last read that was large, and how many of those came in a row.
-        smalls: reads of a bulk transfer that were small, in a row.
-        mask: the events of the source that the loop waits for; None while it is not registered.
-        is_queued: whether a turn of a bulk transfer is due.
+        pace: the bulk policy's.
     """
 
     __slots__ = (
-        "fruitful", "is_queued", "larges", "last_large", "mask", "name", "octets", "reads", "reverse",
-        "session", "sink", "smalls", "source", "state", "tail",
+        "name", "octets", "pace", "reads", "reads_at_last_empty", "reverse", "session", "sink", "source",
+        "state", "tail",
     )  # fmt: skip
 
     def __init__(self, source: RawLeg, sink: RawLeg, session: RelaySession, name: str) -> None:
@@ -129,13 +113,9 @@ class Direction:
         self.state = State.FLOWING
         self.octets = 0
         self.reads = 0
+        self.reads_at_last_empty = 0
         self.tail: bytes | bytearray = b""
-        self.fruitful = 0
-        self.last_large = -1
-        self.larges = 0
-        self.smalls = 0
-        self.mask: int | None = None
-        self.is_queued = False
+        self.pace = Pace()
 
     @property
     def may_read(self) -> bool:
@@ -145,20 +125,19 @@ class Direction:
         return self.state is State.DISCARDING
 
     def carried(self, octets: int, buffer: bytearray) -> None:
-        """Count what has been read into the shared buffer."""
+        """Count what has been read into the shared buffer and goes to the sink."""
         self.octets += octets
         self.reads += 1
-        self.tail = (
-            buffer[octets - TAIL_OCTETS : octets]
-            if octets >= TAIL_OCTETS
-            else (self.tail + buffer[:octets])[-TAIL_OCTETS:]
-        )
         self.session.last = self
+        if octets >= TAIL_OCTETS:
+            self.tail = buffer[octets - TAIL_OCTETS : octets]
+        else:
+            self.tail = (self.tail + buffer[:octets])[-TAIL_OCTETS:]
 
     def count_fruitless(self) -> None:
         """Start counting reads that bring nothing anew, where there was one that did."""
-        if self.fruitful != self.reads:
-            self.fruitful = self.reads
+        if self.reads_at_last_empty != self.reads:
+            self.reads_at_last_empty = self.reads
             self.source.fruitless = 0
 
 
@@ -172,19 +151,19 @@ class RelaySession:
 
     Attributes:
         from_client, from_backend: its directions.
-        last: the direction that carried something last.
+        last: the direction that carried something last; at first the backend's, whose ReadyForQuery
+            has ended the login.
+        stage: where it stands.
         ending: how it ends; None while it goes on. The first ending is the session's.
-        grace: seconds that what is still in flight has left, where the loop does not know it yet.
-        deadline: when it is over at the latest, by the loop's clock; infinite while nothing has ended.
-        is_over: whether nothing is left to do.
+        grace: seconds that are left from now on, where the loop does not know it yet; else infinite.
+        is_broken: whether both legs are to be aborted, whatever the ending says.
         wish: how somebody outside wants it to end.
-        quiet_octets, quiet_until: what `octets` was when it could have been, and how long it must stay that.
         bug: an exception that is our own fault.
     """
 
     __slots__ = (
-        "_buffer", "backend", "bug", "client", "deadline", "ending", "from_backend", "from_client", "grace",
-        "is_over", "last", "quiet_octets", "quiet_until", "token", "wish",
+        "_buffer", "_is_truncated", "backend", "bug", "client", "ending", "from_backend", "from_client",
+        "grace", "is_broken", "last", "stage", "token", "wish",
     )  # fmt: skip
 
     def __init__(self, client: RawLeg, backend: RawLeg, buffer: bytearray, token: Any) -> None:
@@ -193,22 +172,31 @@ class RelaySession:
         self.from_client = Direction(client, backend, self, "client")
         self.from_backend = Direction(backend, client, self, "backend")
         self.from_client.reverse, self.from_backend.reverse = self.from_backend, self.from_client
-        self.last: Direction | None = None
+        self.from_backend.tail = IDLE
+        self.last = self.from_backend
+        self.stage = Stage.LIVE
         self.ending: Ending | None = None
         self.grace = math.inf
-        self.deadline = math.inf
-        self.is_over = False
+        self.is_broken = False
         self.wish: Wish | None = None
-        self.quiet_octets = -1
-        self.quiet_until = math.inf
         self.bug: BaseException | None = None
         self.token = token
         self._buffer = buffer
+        self._is_truncated = False
 
     @property
     def octets(self) -> int:
         """How many octets were carried in both directions."""
         return self.from_client.octets + self.from_backend.octets
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether both sides have been given the end that they were owed."""
+        return self.ending is not None and self.ending.is_clean and not self.is_broken
+
+    @property
+    def _is_terminated(self) -> bool:
+        return self.from_client.tail[-len(TERMINATE) :] == TERMINATE
 
     # --- What happens ---------------------------------------------------------------------------------
 
@@ -217,7 +205,7 @@ class RelaySession:
         if unread:
             direction.octets += len(unread)
             direction.reads += 1
-            direction.tail = unread[-TAIL_OCTETS:]
+            direction.tail = (direction.tail + unread)[-TAIL_OCTETS:]
             self.last = direction
             try:
                 direction.sink.put(unread)
@@ -236,8 +224,8 @@ class RelaySession:
             if taken is Want.END:
                 self.source_ended(direction)
             return 0
-        direction.carried(taken, self._buffer)
         if direction.state is State.FLOWING:
+            direction.carried(taken, self._buffer)
             try:
                 direction.sink.send(taken)
             except LegLost as error:
@@ -276,6 +264,17 @@ class RelaySession:
         if is_flushed and writing.state is State.ENDING:
             self._done(writing)
 
+    def connection_broke(self, direction: Direction) -> None:
+        """The kernel says that a source is gone which is not being read."""
+        kind = ErrorKind.CLIENT_LOST if direction is self.from_client else ErrorKind.BACKEND_LOST
+        if direction.state is State.FLOWING:
+            # What it sent before is still to be had, when the sink takes it.
+            self.ends(
+                Ending(kind, f"{direction.name}: reset while the other side did not read"), PAUSED_SECONDS
+            )
+        else:
+            self.breaks(Ending(kind, f"{direction.name}: the connection was reset"))
+
     # --- What it means --------------------------------------------------------------------------------
 
     def ends(self, ending: Ending, seconds: float) -> None:
@@ -286,31 +285,33 @@ class RelaySession:
     def source_ended(self, direction: Direction) -> None:
         """The source has said that it will send no more."""
         if direction is self.from_backend:
-            self.ends(Ending("ok", "the backend closed the session", is_clean=True), LAST_WORDS_SECONDS)
+            # A backend that ends behind Terminate may be seen to before the client's own end is.
+            who = "client" if self._is_terminated else "backend"
+            self.ends(Ending("ok", f"the {who} closed the session", is_clean=True), LAST_WORDS_SECONDS)
             if self.from_client.state is State.HELD:
                 self._tell_sink(self.from_client)
             self._tell_sink(direction)
         elif direction.state is State.DISCARDING:
             self._done(direction)
-        elif direction.tail[-len(TERMINATE) :] == TERMINATE:
-            # PostgreSQL reads nothing behind it and ends by itself. A close_notify left unread would
-            # make its close() reset the connection and lose what it sent last.
-            self.ends(Ending("ok", "the client closed the session", is_clean=True), TERMINATED_SECONDS)
-            direction.state = State.HELD
-            if self.from_backend.state is State.DONE:
-                self._tell_sink(direction)
         else:
-            self.ends(Ending("ok", "the client closed the session", is_clean=True), HALF_CLOSE_SECONDS)
-            self._tell_sink(direction)
+            ending = Ending("ok", "the client closed the session", is_clean=True)
+            if self._is_terminated and self.from_backend.state is not State.DONE:
+                # PostgreSQL reads nothing behind it and ends by itself. A close_notify left unread would
+                # make its close() reset the connection and lose what it sent last.
+                direction.state = State.HELD
+                self.ends(ending, TERMINATED_SECONDS)
+            else:
+                self.ends(ending, HALF_CLOSE_SECONDS)
+                self._tell_sink(direction)
 
     def source_lost(self, direction: Direction, error: LegLost) -> None:
         """The source broke, or ended without saying so."""
-        is_terminated = direction is self.from_client and direction.tail[-len(TERMINATE) :] == TERMINATE
         if direction.state is State.DISCARDING:
             self._done(direction)
-        elif is_terminated and not isinstance(error, LegAbused):
+        elif direction is self.from_client and self._is_terminated and not isinstance(error, LegAbused):
             # Many drivers say Terminate and drop the connection, without close_notify and with answers
             # unread, which makes it a reset. What came before was whole.
+            self._is_truncated = True
             self.source_ended(direction)
         else:
             kind = ErrorKind.CLIENT_LOST if direction is self.from_client else ErrorKind.BACKEND_LOST
@@ -329,9 +330,27 @@ class RelaySession:
             direction.state = State.DISCARDING
 
     def breaks(self, ending: Ending) -> None:
-        """The session is over at once."""
+        """The session is over at once, and in the middle."""
         self.ending = self.ending or ending
-        self.is_over = True
+        self.is_broken = True
+        self.stage = Stage.OVER
+
+    def time_is_up(self, *, has_moved: bool) -> None:
+        """The grace of an ending is over.
+
+        Args:
+            has_moved: whether anything was carried in the meantime.
+        """
+        answering = self.from_backend.state is State.FLOWING
+        if answering and self.from_client.state is State.HELD and not self._is_truncated:
+            self.grace = HALF_CLOSE_SECONDS  # it was no Terminate
+            self._tell_sink(self.from_client)
+        elif answering and has_moved and self.from_client.state is State.DONE:
+            self.grace = HALF_CLOSE_SECONDS  # the answer is long
+        else:
+            # An answer that is cut off must not look whole. After the backend's end there is none.
+            self.is_broken = self.is_broken or self.from_backend.state is not State.DONE
+            self.stage = Stage.OVER
 
     def _tell_sink(self, direction: Direction) -> None:
         direction.state = State.ENDING
@@ -340,7 +359,8 @@ class RelaySession:
 
     def _done(self, direction: Direction) -> None:
         direction.state = State.DONE
-        self.is_over = self.is_over or direction.reverse.state is State.DONE
+        if direction.reverse.state is State.DONE:
+            self.stage = Stage.OVER
 
     # --- When it is told to end -----------------------------------------------------------------------
 

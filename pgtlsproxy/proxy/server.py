@@ -62,7 +62,7 @@ class Server:
 
         Cancellation: sessions are cut.
         """
-        slot = self.services.slot
+        slot = self.services.admission.slot
         async with trio.open_nursery() as sessions:
             slot.set_serving(serving=True)
             try:
@@ -77,13 +77,13 @@ class Server:
 
     def stop(self) -> None:
         """Accept no more, and let nobody in any more; sessions go on."""
-        self.services.is_draining = True
+        self.services.admission.close()
         self._accepting.cancel()
 
     async def _accept(self, name: str, listening: socket.socket, sessions: trio.Nursery) -> None:
         while True:
             try:
-                if self.services.slot.is_ahead:
+                if self.services.admission.slot.is_ahead:
                     await trio.lowlevel.wait_readable(listening)
                     await trio.sleep(YIELD_SECONDS)
                 sock, _ = listening.accept()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import secrets
 import socket
-from contextlib import closing
 from dataclasses import dataclass
 
 import trio
@@ -21,26 +20,25 @@ from structlog.typing import FilteringBoundLogger
 from pgtlsproxy.errors import (
     ClientGone,
     DeadlineMissed,
+    Displaced,
     ErrorKind,
     InternalError,
     ProxyError,
     ShuttingDown,
-    TooManyConnections,
 )
 from pgtlsproxy.observability.logs import RefusalFolder, SessionLog
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.proxy.accept import accept
+from pgtlsproxy.proxy.admission import Admission, Seat
 from pgtlsproxy.proxy.authorise import authorise
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
-from pgtlsproxy.proxy.limits import HARD_LIMIT_MARGIN
-from pgtlsproxy.proxy.login import BackendRefused, WrongSessionAttributes, log_in
+from pgtlsproxy.proxy.login import BackendRefused, WrongSessionAttributes, log_in, own_proof
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
 from pgtlsproxy.proxy.relay import Relay, Traffic
 from pgtlsproxy.proxy.resolve import Resolver
-from pgtlsproxy.proxy.shared_table import WorkerSlot
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.stages import Accepted, BackendLeg, LoggedIn, Negotiated, SessionEnd
 from pgtlsproxy.tls.stream import TLSLeg
@@ -56,8 +54,7 @@ class Services:
         resolver: names of backends to addresses.
         cancels: the live sessions' cancel keys.
         relay: what carries sessions that are logged in.
-        slot: what this worker and the others know of each other.
-        is_draining: whether nobody is let in any more.
+        admission: how many are there, and whether anybody is let in.
     """
 
     logger: FilteringBoundLogger
@@ -65,8 +62,7 @@ class Services:
     resolver: Resolver
     cancels: Cancels
     relay: Relay
-    slot: WorkerSlot
-    is_draining: bool = False
+    admission: Admission
 
 
 async def serve_session(sock: socket.socket, listener: str, snapshot: Snapshot, services: Services) -> None:
@@ -81,46 +77,50 @@ async def serve_session(sock: socket.socket, listener: str, snapshot: Snapshot, 
     session = secrets.token_hex(8)
     log = SessionLog(services.logger, services.folder, session=session, generation=snapshot.generation)
     client = Client(sock, session)
-    with services.slot.session(), closing(client):
+    seat = services.admission.seat(snapshot.settings)
+    try:
         try:
-            await _run(session, client, listener, snapshot, services, log)
+            await _run(session, client, listener, snapshot, services, seat, log)
         except* ProxyError as refusals:
             await _refuse(_first(refusals), client, log)
         except* Exception as failures:  # noqa: BLE001 - the session's boundary, and the only one
             log.bug(failures)
             await _refuse(InternalError("a bug of ours, see the event `bug` of this session"), client, log)
+    except* Exception as failures:  # noqa: BLE001 - refusing failed itself
+        log.bug(failures)
+    finally:
+        seat.leave()
+        client.close()
 
 
 async def _run(
-    session: str, client: Client, listener: str, snapshot: Snapshot, services: Services, log: SessionLog
+    session: str,
+    client: Client,
+    listener: str,
+    snapshot: Snapshot,
+    services: Services,
+    seat: Seat,
+    log: SessionLog,
 ) -> None:
     """All stages, in order."""
-    if listener not in snapshot.listeners:
-        raise ShuttingDown(f"listener {listener} is no longer in the configuration")
-    accepted = await accept(session, client, listener, snapshot, log)
-    _refuse_beyond(snapshot.settings.max_connections + HARD_LIMIT_MARGIN, services)
-    negotiated = await negotiate(accepted, client, log)
-    if isinstance(negotiated, CancelRequested):
-        await services.cancels.forward(accepted, negotiated.request)
-        await client.say_goodbye()
-        return
-    _refuse_beyond(snapshot.settings.max_connections, services)
-    with trio.move_on_at(accepted.deadline) as login:
-        grant = await authorise(negotiated, log)
-        logged_in = await _log_in(negotiated, grant, client, services, log)
-    if login.cancelled_caught:
-        raise DeadlineMissed("the login was not over in time (authentication_timeout)")
-    if services.is_draining:
-        logged_in.backend_leg.close()
-        raise ShuttingDown("the worker is replaced, for it could not take the newest configuration")
-    log.allowed()
+    with seat.until_proved():
+        if listener not in snapshot.listeners:
+            raise ShuttingDown(f"listener {listener} is no longer in the configuration")
+        accepted = await accept(session, client, listener, snapshot, log)
+        negotiated = await negotiate(accepted, client, log)
+        if isinstance(negotiated, CancelRequested):
+            await services.cancels.forward(accepted, negotiated.request)
+            await client.say_goodbye()
+            return
+        seat.take_session()
+        with trio.move_on_at(accepted.deadline) as login:
+            grant = await authorise(negotiated, log)
+            if own_proof(grant) is not None:
+                seat.proved()
+            logged_in = await _log_in(negotiated, grant, client, services, log)
+        if login.cancelled_caught:
+            raise DeadlineMissed("the login was not over in time (authentication_timeout)")
     await _relay(logged_in, accepted, services, log)
-
-
-def _refuse_beyond(limit: int, services: Services) -> None:
-    sessions = services.slot.sessions
-    if sessions > limit:
-        raise TooManyConnections(f"{sessions} connections are open, max_connections allows {limit}")
 
 
 async def _log_in(
@@ -131,12 +131,15 @@ async def _log_in(
     candidates = Candidates(settings, services.resolver)
     while True:
         backend = await connect(negotiated, grant, candidates)
-        _note_backend(log, backend)
         try:
-            return await log_in(negotiated, grant, backend, client, log)
+            _note_backend(log, backend)
+            attrs = candidates.target_session_attrs
+            logged_in = await log_in(negotiated, grant, backend, attrs, client, log)
+            services.admission.check_open()
+            return logged_in  # noqa: TRY300 - where the check refuses, the leg is closed, too
         except WrongSessionAttributes as error:
             backend.leg.close()
-            candidates.failed(error)
+            candidates.unfit(error)
         except BaseException:
             backend.leg.close()
             raise
@@ -156,6 +159,7 @@ async def _relay(logged_in: LoggedIn, accepted: Accepted, services: Services, lo
     """Carry the session to its end, and say how it ended even when it was cut."""
     traffic, end = Traffic(), None
     try:
+        log.allowed()
         with services.cancels.registered(accepted.listener.name, logged_in):
             end = await services.relay.carry(logged_in, traffic)
     finally:
@@ -181,7 +185,8 @@ async def _refuse(error: ProxyError, client: Client, log: SessionLog) -> None:
     if isinstance(error, ClientGone) and not client.has_spoken:
         return  # a look at the port: nothing was asked, nothing is decided
     log.refused(error.kind, sqlstate, error.reason)
-    await client.answer(error)
+    if not isinstance(error, Displaced):
+        await client.answer(error)
 
 
 def _first(group: BaseExceptionGroup[ProxyError]) -> ProxyError:

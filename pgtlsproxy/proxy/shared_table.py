@@ -1,8 +1,8 @@
 """What all workers must know of each other at once, in memory that they share and without a lock.
 
-Every worker has a slot that it alone writes and all read: how many sessions it has, how many
-CancelRequests with unknown keys it has seen, and which cancel keys are its sessions'. A limit over all
-workers is a sum over the slots. The supervisor clears the slot of a worker that is dead.
+Every worker has a slot that it alone writes and all read: how many connections and sessions it has, how
+many CancelRequests with unknown keys it has seen, and which cancel keys are its sessions'. A limit over
+all workers is a sum over the slots. The supervisor clears the slot of a worker that is dead.
 
 A key never stands in it, only a keyed digest of one. So the search need not take constant time: what it
 compares cannot be chosen by whoever does not know the table's secret. The worker that has the session
@@ -11,6 +11,7 @@ compares the key itself, in constant time.
 
 from __future__ import annotations
 
+import enum
 import heapq
 import hmac
 import mmap
@@ -29,10 +30,25 @@ SOURCES: Final = 16_384
 
 TAG_OCTETS: Final = 16
 
-_SERVING, _SESSIONS, _FORWARDING, _WINDOW, _TAGS = range(5)
-"""Words at the beginning of a slot."""
+
+class Count(enum.IntEnum):
+    """What workers count, each as a word at the beginning of its slot."""
+
+    CONNECTIONS = 0
+    """That are open."""
+    SESSIONS = 1
+    """That hold one of max_connections."""
+    UNPROVEN = 2
+    """Connections whose client nobody has proved yet."""
+    FORWARDING = 3
+    """CancelRequests with unknown keys that are under way."""
+
+
+_SERVING, _OLDEST, _WINDOW, _TAGS = range(4, 8)
+"""The other words there."""
 
 _WORD: Final = 4
+_WORD_RANGE: Final = 1 << 32
 _COUNTERS: Final = 16
 """The first word behind them."""
 
@@ -96,29 +112,34 @@ class WorkerSlot:
         self._base = table.start(number) // _WORD
         self._free: list[int] = []
 
+    # --- Connections ----------------------------------------------------------------------------------
+
+    def add(self, count: Count, difference: int) -> None:
+        """Count something of this worker's up or down."""
+        self._add(count, difference)
+
     def _add(self, word: int, difference: int) -> None:
         self._table.words[self._base + word] += difference
 
-    # --- Sessions -------------------------------------------------------------------------------------
+    def total(self, count: Count) -> int:
+        """How many all workers have."""
+        return sum(self._table.each(count))
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """Count a session while the context lasts."""
-        self._add(_SESSIONS, 1)
-        try:
-            yield
-        finally:
-            self._add(_SESSIONS, -1)
+    def set_oldest(self, since: float) -> None:
+        """Tell since when the oldest unproven connection of this worker is open, by `time.monotonic()`."""
+        self._table.words[self._base + _OLDEST] = _milliseconds(since)
 
-    @property
-    def own_sessions(self) -> int:
-        """Sessions of this worker."""
-        return self._table.words[self._base + _SESSIONS]
-
-    @property
-    def sessions(self) -> int:
-        """Sessions of all workers. Whoever counts itself first and then asks never lets one too many in."""
-        return sum(self._table.each(_SESSIONS))
+    def holder_of_oldest(self) -> int:
+        """The number of the worker that has the oldest unproven connection; this one where nobody has any."""
+        now = _milliseconds(time.monotonic())
+        ages = [
+            ((now - oldest) % _WORD_RANGE, number)
+            for number, (count, oldest) in enumerate(
+                zip(self._table.each(Count.UNPROVEN), self._table.each(_OLDEST), strict=True), start=1
+            )
+            if count
+        ]
+        return max(ages)[1] if ages else self.number
 
     def set_serving(self, *, serving: bool) -> None:
         """Say whether this worker accepts."""
@@ -126,13 +147,10 @@ class WorkerSlot:
 
     @property
     def is_ahead(self) -> bool:
-        """Whether this worker has more than its share of the sessions of those that accept."""
-        counts = [
-            sessions
-            for serving, sessions in zip(self._table.each(_SERVING), self._table.each(_SESSIONS), strict=True)
-            if serving
-        ]
-        return self.own_sessions * len(counts) > sum(counts)
+        """Whether this worker has more than its share of the connections of those that accept."""
+        serving = zip(self._table.each(_SERVING), self._table.each(Count.CONNECTIONS), strict=True)
+        counts = [count for accepts, count in serving if accepts]
+        return self._table.words[self._base + Count.CONNECTIONS] * len(counts) > sum(counts)
 
     # --- CancelRequests with unknown keys -----------------------------------------------------------------
 
@@ -143,7 +161,7 @@ class WorkerSlot:
             source: a `ClientAddress.source`.
         """
         table, base = self._table, self._base
-        window = int(time.monotonic()) & 0xFFFFFFFF  # the same clock in every process
+        window = int(time.monotonic()) % _WORD_RANGE  # the same clock in every process
         if table.words[base + _WINDOW] != window:
             start = (base + _COUNTERS) * _WORD
             table.octets[start : start + SOURCES * _WORD] = bytes(SOURCES * _WORD)
@@ -156,11 +174,11 @@ class WorkerSlot:
     @contextmanager
     def forwarding(self) -> Iterator[int]:
         """Count one that is forwarded while the context lasts; its value is how many all workers forward."""
-        self._add(_FORWARDING, 1)
+        self.add(Count.FORWARDING, 1)
         try:
-            yield sum(self._table.each(_FORWARDING))
+            yield self.total(Count.FORWARDING)
         finally:
-            self._add(_FORWARDING, -1)
+            self.add(Count.FORWARDING, -1)
 
     # --- Cancel keys ----------------------------------------------------------------------------------
 
@@ -213,3 +231,8 @@ class WorkerSlot:
     def _digest(self, *fields: bytes) -> bytes:
         message = b"".join(struct.pack("!I", len(field)) + field for field in fields)
         return hmac.digest(self._secret.reveal(), message, "sha256")[:TAG_OCTETS]
+
+
+def _milliseconds(moment: float) -> int:
+    """A moment as a word; it starts over every 49 days, which differences do not mind."""
+    return int(moment * 1000) % _WORD_RANGE

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
-from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from pgtlsproxy.config import Backend, Listener, Settings
@@ -52,11 +51,6 @@ class ListenerSnapshot:
     trust: Trust | None
     tls_context: SSL.Context | None = field(repr=False)
     options: TLSOptions | None = field(repr=False)
-
-    @property
-    def leaf_der(self) -> bytes | None:
-        """The certificate that clients see, as SCRAM's channel binding hashes it."""
-        return None if self.pair is None else self.pair.leaf.public_bytes(Encoding.DER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +287,13 @@ class _Builder:
         users = old.users.trusting(trust) if old.users is not None else None
         return replace(old, trust=trust, tls_context=context, users=users)
 
-    def _policy(self, name: str, settings: Listener) -> _Policy:
-        """A policy, with the very backend that it was judged against."""
+    def _policy(self, name: str, settings: Listener) -> _Policy | None:
+        """A policy, with the very backend that it was judged against; None at start where that is missing."""
         rules, backend = self._units.rules(name, settings), self._backends.get(settings.backend)
         wanted = self._files.settings
         if backend is None or wanted is None or backend.settings is not wanted.backends[settings.backend]:
+            if self._old is None:
+                return None  # what is wrong with the backend ends the start, and has been told
             problem = f"backend {settings.backend} does not load, and the policy was written for it"
             raise ConfigError([Mistake(f"{self._files.path}: listeners.{name}.backend", problem)])
         return settings, rules, {backend.name: backend}

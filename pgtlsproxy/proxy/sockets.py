@@ -166,6 +166,22 @@ def listen_unix(address: UnixAddress, permissions: int, group: str | None) -> Li
     return opened
 
 
+def folder_warning(address: UnixAddress) -> str | None:
+    """Why this process could not listen there as things are; None where the folder will do."""
+    folder = Path(address.path).parent
+    if not folder.is_dir():
+        return (
+            f"there is no folder {folder}: serve cannot listen there unless something makes it first, as "
+            "systemd's RuntimeDirectory= does"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        return (
+            f"the folder {folder} is not writable for uid {os.geteuid()}: serve can listen there as another "
+            "user only"
+        )
+    return None
+
+
 def _take_lock(lock: int, path: Path) -> None:
     holder = os.pread(lock, 32, 0).split(b"\n")[0].decode("ascii", "replace")
     try:

@@ -7,6 +7,8 @@ of the log. Workers are started by exec and told over a socket pair. It ends whe
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import os
 import resource
@@ -75,7 +77,7 @@ def supervise(
     """
     # Workers inherit both limits. A core dump would hold keys and passwords.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    raise_descriptor_limit(settings.max_connections, logger)
+    raise_descriptor_limit(settings, logger)
     return _Supervisor(files, settings, table, logger).run()
 
 
@@ -136,13 +138,21 @@ class _Supervisor:
                 self._reloads.go_on([worker for worker in self._seated if worker.may_serve])
                 self._kill_what_does_not_end()
         finally:
-            for worker in self._workers:
-                worker.kill()
-                worker.wait()
-            for _, opened in self._listening:
-                opened.close()
+            self._close()
         self._logger.info("stopped")
         return self._status
+
+    def _close(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+            worker.wait()
+            worker.orders.close()
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        for _, opened in self._listening:
+            opened.close()
+        for sock in (*itertools.chain.from_iterable(self._mailboxes), self._woken, self._waking):
+            sock.close()
 
     def _take_signals(self) -> None:
         self._waking.setblocking(False)
@@ -153,7 +163,8 @@ class _Supervisor:
         self._selector.register(self._woken, selectors.EVENT_READ)
 
     def _wake(self) -> None:
-        self._waking.send(b"\0")
+        with contextlib.suppress(OSError):  # it is awake, or has ended
+            self._waking.send(b"\0")
 
     @property
     def _seated(self) -> list[WorkerProcess]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -21,6 +22,7 @@ from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
+from pgtlsproxy.tls.anchors import crl_warning, require_root
 from pgtlsproxy.tls.certificates import end_point_hash_name
 from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions, Trust
 from pgtlsproxy.tls.file_access import UnusableFile
@@ -34,6 +36,9 @@ from pgtlsproxy.tls.files import (
     revocation_lists_in_directory,
     trusted_certificates,
 )
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class Units:
@@ -122,14 +127,13 @@ class Units:
         """
         where = f"listeners.{name}"
         cert_file, key_file = listener.ssl_cert_file or "", listener.ssl_key_file or ""
-        try:
-            chain = certificate_chain(self._plain(f"{where}.ssl_cert_file", cert_file), cert_file)
-        except UnusableFile as error:
-            raise self._mistake(f"{where}.ssl_cert_file", error) from None
+        chain, content = _both(
+            lambda: self._chain(f"{where}.ssl_cert_file", cert_file),
+            lambda: self._key(f"{where}.ssl_key_file", key_file),
+        )
         for warning in chain_warnings(chain, cert_file):
             self._warn(Mistake(f"{self._files.path}: {where}.ssl_cert_file", warning))
         self._warn_of_no_end_point_hash(where, listener, chain[0])
-        content = self._key(f"{where}.ssl_key_file", key_file)
         passphrase = self._files.passphrases.get(name)
         if isinstance(passphrase, UnusableFile):
             raise self._mistake(f"{where}.ssl_passphrase_command", passphrase)
@@ -220,14 +224,16 @@ class Units:
         """The proxy's certificate for a backend; None without, or with one a user."""
         if backend.sslcert is None or backend.sslkey is None or backend.has_user_certificates:
             return None
-        where = f"backends.{name}"
+        where, cert_file, key_file = f"backends.{name}", backend.sslcert, backend.sslkey
         passphrase = self._passphrase(name, backend)
+        chain, content = _both(
+            lambda: self._chain(f"{where}.sslcert", cert_file), lambda: self._key(f"{where}.sslkey", key_file)
+        )
         try:
-            chain = certificate_chain(self._plain(f"{where}.sslcert", backend.sslcert), backend.sslcert)
-            key = private_key(self._key(f"{where}.sslkey", backend.sslkey), backend.sslkey, passphrase)
-            return key_pair(chain, key, certificate_file=backend.sslcert, key_file=backend.sslkey)
+            key = private_key(content, key_file, passphrase)
+            return key_pair(chain, key, certificate_file=cert_file, key_file=key_file)
         except UnusableFile as error:
-            raise self._mistake(f"{where}.sslcert", error) from None
+            raise self._mistake(f"{where}.sslkey", error) from None
 
     def user_certificates(self, name: str, backend: Backend, trust: Trust | None) -> UserCertificates | None:
         """One certificate a user for a backend, read when it is needed; None where all share one."""
@@ -276,6 +282,7 @@ class Units:
             return None
         try:
             trusted = trusted_certificates(self._anchors(f"{where}.{key}", path), path)
+            require_root(trusted, path)
         except UnusableFile as error:
             raise self._mistake(f"{where}.{key}", error) from None
         lists: list[x509.CertificateRevocationList] = []
@@ -288,7 +295,11 @@ class Units:
                 lists.extend(revocation_lists_in_directory(self._directory(f"{where}.{key}", path), path))
         except UnusableFile as error:
             raise self._mistake(f"{where}.{key}", error) from None
-        return Trust(trusted, tuple(lists), check_crls=crl[1] is not None or crl_dir[1] is not None)
+        trust = Trust(trusted, tuple(lists), check_crls=crl[1] is not None or crl_dir[1] is not None)
+        if (warning := crl_warning(trust)) is not None:
+            key = crl[0] if crl[1] is not None else crl_dir[0]
+            self._warn(Mistake(f"{self._files.path}: {where}.{key}", warning))
+        return trust
 
     def _anchors(self, where: str, path: str) -> bytes:
         if path != SYSTEM_ROOTS:
@@ -297,6 +308,12 @@ class Units:
         if roots is None or isinstance(roots, UnusableFile):
             raise self._mistake(where, roots or UnusableFile("the system's root certificates were not read"))
         return roots.content
+
+    def _chain(self, where: str, path: str) -> tuple[x509.Certificate, ...]:
+        try:
+            return certificate_chain(self._plain(where, path), path)
+        except UnusableFile as error:
+            raise self._mistake(where, error) from None
 
     def _plain(self, where: str, path: str) -> bytes:
         return self._read(where, self._files.plain[path])
@@ -317,6 +334,19 @@ class Units:
 
     def _mistake(self, where: str, error: UnusableFile) -> ConfigError:
         return ConfigError([Mistake(f"{self._files.path}: {where}", str(error))])
+
+
+def _both(first: Callable[[], _T], second: Callable[[], _U]) -> tuple[_T, _U]:
+    """Make two things, or say what is wrong with each of them."""
+    try:
+        made = first()
+    except ConfigError as error:
+        try:
+            second()
+        except ConfigError as other:
+            raise ConfigError([*error.mistakes, *other.mistakes]) from None
+        raise
+    return made, second()
 
 
 def backend_options(backend: Backend) -> TLSOptions:

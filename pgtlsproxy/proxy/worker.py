@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Final, TypeVar
 
@@ -20,6 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.logs import RefusalFolder, queued_log
+from pgtlsproxy.proxy.admission import Admission
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.channel import (
     Answers,
@@ -114,20 +116,19 @@ class _Worker:
 
     async def run(self) -> None:
         """Obey until told to end, by SIGTERM or the end of the socket pair."""
-        try:
-            mailboxes = Mailboxes(self._welcome.number, self._welcome.inbox, self._welcome.mailboxes)
-            cancels = Cancels(self._logger, self._folder, self._resolver, self._slot, mailboxes)
-            with trio.open_signal_receiver(signal.SIGTERM) as signals:
-                async with open_relay() as relay, trio.open_nursery() as nursery:
-                    services = Services(
-                        self._logger, self._folder, self._resolver, cancels, relay, self._slot
-                    )
-                    nursery.start_soon(self._end_when_told, signals, nursery)
-                    nursery.start_soon(self._flush_folded)
-                    nursery.start_soon(cancels.run)
-                    nursery.start_soon(self._obey, services, nursery)
-        finally:
-            self._folder.flush()
+        mailboxes = Mailboxes(self._welcome.number, self._welcome.inbox, self._welcome.mailboxes)
+        admission = Admission(self._slot, mailboxes.displace_at)
+        cancels = Cancels(self._logger, self._folder, self._resolver, self._slot, mailboxes)
+        with ExitStack() as stack:
+            stack.callback(self._folder.flush)
+            stack.enter_context(closing(mailboxes))
+            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM))
+            async with open_relay() as relay, trio.open_nursery() as nursery:
+                services = Services(self._logger, self._folder, self._resolver, cancels, relay, admission)
+                nursery.start_soon(self._end_when_told, signals, nursery)
+                nursery.start_soon(self._flush_folded)
+                nursery.start_soon(mailboxes.run, cancels.take, admission.displace)
+                nursery.start_soon(self._obey, services, nursery)
 
     async def _end_when_told(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
         async for _ in signals:

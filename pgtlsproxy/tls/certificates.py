@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -90,6 +91,10 @@ class Names:
     alternative: tuple[AlternativeName, ...] | None
 
 
+REMEMBERED: Final = 256
+"""Certificates whose description is kept, the least recently asked for going first: at most 4 MB."""
+
+
 def read_names(certificate: x509.Certificate) -> Names:
     """Read the names out of the signed bytes, without a decoder that could refuse or change them.
 
@@ -110,8 +115,11 @@ def read_names(certificate: x509.Certificate) -> Names:
     )
 
 
+@lru_cache(maxsize=REMEMBERED)
 def describe(certificate: x509.Certificate) -> identity.Certificate:
     """Reduce a verified certificate to what policy and logs ask of it.
+
+    Remembered by the certificate's octets: most clients come again with the same one.
 
     Raises:
         ClientCertificateRefused: it is over 16 kB long, which PostgreSQL would not mind; or its names

@@ -255,7 +255,9 @@ def _read_plain(descriptor: int, path: str, kind: str) -> tuple[bytes, os.stat_r
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UnusableFile(f'{kind} "{path}" is not a regular file')
+            raise UnusableFile(
+                f'{kind} "{path}" is not a regular file: name a file, not a directory, pipe or device'
+            )
         return _read(descriptor, path, kind, MAX_FILE_OCTETS), status
     finally:
         os.close(descriptor)

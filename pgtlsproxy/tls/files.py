@@ -24,9 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import crypto
 
-from pgtlsproxy.errors import ClientCertificateRefused
-from pgtlsproxy.identity import Secret, printable
-from pgtlsproxy.tls.certificates import describe
+from pgtlsproxy.identity import Secret
+from pgtlsproxy.tls.anchors import subject
 from pgtlsproxy.tls.contexts import UNUSABLE, KeyPair, openssl_reason
 from pgtlsproxy.tls.file_access import UnusableFile
 
@@ -149,8 +148,8 @@ def chain_warnings(chain: Sequence[x509.Certificate], file: str) -> list[str]:
     report an unknown authority.
     """
     return [
-        f'certificate file "{file}": certificate {number} ({_subject(issued)}) was not issued by certificate '
-        f"{number + 1} ({_subject(issuer)}); write the leaf first, and behind each the one that issued it"
+        f'certificate file "{file}": certificate {number} ({subject(issued)}) was not issued by certificate '
+        f"{number + 1} ({subject(issuer)}); write the leaf first, and behind each the one that issued it"
         for number, (issued, issuer) in enumerate(pairwise(chain), 1)
         if not _was_issued_by(issued, issuer)
     ]
@@ -338,10 +337,3 @@ def _was_issued_by(issued: x509.Certificate, issuer: x509.Certificate) -> bool:
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
-
-
-def _subject(certificate: x509.Certificate) -> str:
-    try:
-        return printable(describe(certificate).dn)
-    except ClientCertificateRefused:
-        return "with unreadable names"

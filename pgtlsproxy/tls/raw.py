@@ -47,12 +47,14 @@ class Want(enum.Enum):
 
 
 class Buffers:
-    """The relay thread's own memory. What is left in it belongs to nobody: it is overwritten at once.
+    """The relay thread's own memory, which every session uses in turn and none may rely on.
+
+    What was read last lies there until the next read, wherever that comes from.
 
     Attributes:
-        plain: clear text, and a view of it.
-        plain_pointer: the same for OpenSSL; None without its binding.
-        cipher_view, cipher_pointer: ciphertext.
+        plain, plain_view: clear text.
+        plain_pointer: where it lies, for OpenSSL; None without the binding.
+        cipher_view, cipher_pointer: the same for ciphertext.
     """
 
     def __init__(self) -> None:

@@ -204,9 +204,12 @@ class RawFastTLS(RawTLS):
     def receive(self, max_octets: int) -> int | Want:
         if self._bios is None:
             return super().receive(max_octets)
-        is_closed = not self.has_more and self._fill(self._bios) == 0
-        taken, stop = self._decrypt(self._bios)
-        self.flush()  # what OpenSSL answers by itself, to a KeyUpdate
+        taken, is_closed, stop = 0, False, self._deferred
+        if stop is None:
+            is_closed = not self._bios.unread() and self._fill(self._bios) == 0
+            taken, stop = self._decrypt(self._bios)
+            with contextlib.suppress(LegLost):  # whoever writes next is told; what came may be last words
+                self.flush()  # what OpenSSL answers by itself, to a KeyUpdate
         if taken:
             self._deferred = None if stop is Want.READ else stop
             return taken

@@ -20,15 +20,14 @@ from typing import Final, Literal, TypeVar
 
 import trio
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
 from pgtlsproxy.tls import openssl
-from pgtlsproxy.tls.certificates import describe
+from pgtlsproxy.tls.anchors import issuer
 from pgtlsproxy.tls.contexts import UNREADABLE, HandshakeRecord, NoCommonALPN, openssl_reason
 
-Direction = Literal["read", "write"]
+Operation = Literal["read", "write"]
 _T = TypeVar("_T")
 
 MAX_RECORD_OCTETS: Final = 16384
@@ -39,10 +38,16 @@ FRUITLESS_READS: Final = 2**14 + 256 + 5
 one may come octet by octet. A peer that sends KeyUpdates without end (4.6.3) takes them all.
 """
 
+OPERATIONS_A_TURN: Final = 16
+"""Operations of a leg that may follow each other without waiting before other tasks get their turn."""
+
 KEY_UPDATES: Final = 1000
 """How many KeyUpdates a connection may ever see where reads cannot be counted. OpenSSL needs one after
 some 10^7 records.
 """
+
+NO_CRL: Final = 3
+"""X509_V_ERR_UNABLE_TO_GET_CRL (openssl/x509_vfy.h)."""
 
 ABUSE: Final = "the peer keeps sending TLS records without data"
 
@@ -53,6 +58,10 @@ _LOST: Final = frozenset(
 
 class LegLost(Exception):
     """The connection broke: a reset, a time-out of the kernel, a TLS alert."""
+
+
+class PeerNotVerified(LegLost):
+    """The server's certificate did not verify."""
 
 
 class LegTruncated(LegLost):
@@ -68,6 +77,15 @@ class _SocketLeg:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._operations = 0
+
+    async def _give_way(self) -> None:
+        """Let a cancellation through, and now and then other tasks, which is some 10 µs dearer."""
+        self._operations += 1
+        if self._operations % OPERATIONS_A_TURN:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
 
     async def send(self, data: bytes) -> None:
         """Send all of `data`.
@@ -128,7 +146,7 @@ class ClearLeg(_SocketLeg):
     async def _retry(
         self, wait: Callable[[socket.socket], Awaitable[None]], operation: Callable[[], _T]
     ) -> _T:
-        await trio.lowlevel.checkpoint()
+        await self._give_way()
         while True:
             try:
                 return operation()
@@ -146,8 +164,7 @@ class TLSLeg(_SocketLeg):
         connection: OpenSSL's end of it.
         version, cipher: what was negotiated, as OpenSSL names it.
         server_name: the SNI that the client sent, None without; it selects nothing.
-        peer_chain: the verified chain, leaf first; empty where the peer gave no certificate.
-        is_verified: whether that chain was verified in this handshake.
+        is_verified: whether the peer's chain was verified in this handshake.
         peer_leaf: the peer's certificate, verified or, under a weak sslmode, not.
         is_abused: whether the connection was ended because the peer flooded it.
     """
@@ -157,7 +174,7 @@ class TLSLeg(_SocketLeg):
     def __init__(self, sock: socket.socket, connection: SSL.Connection) -> None:
         super().__init__(sock)
         self.connection = connection
-        self._waiting: dict[Direction, trio.Event] = {}
+        self._waiting: dict[Operation, trio.Event] = {}
         self._fruitless_reads = 0
         self.is_abused = False
         openssl.return_after_each_record(connection, KEY_UPDATES, self._note_abuse)
@@ -166,16 +183,13 @@ class TLSLeg(_SocketLeg):
         self.alpn: bytes = connection.get_alpn_proto_negotiated()
         self.server_name: bytes | None = connection.get_servername()
         self.peer_leaf: x509.Certificate | None = connection.get_peer_certificate(as_cryptography=True)
-        self.peer_chain: tuple[x509.Certificate, ...] = tuple(
-            connection.get_verified_chain(as_cryptography=True) or ()
-        )
         # The chain alone proves nothing: OpenSSL keeps one of a failed verification, too.
-        self.is_verified: bool = bool(self.peer_chain) and openssl.is_verified(connection)
+        self.is_verified: bool = bool(connection.get_verified_chain()) and openssl.is_verified(connection)
 
     @property
-    def peer_leaf_der(self) -> bytes | None:
-        """The peer's certificate in DER, which SCRAM's channel binding hashes."""
-        return None if self.peer_leaf is None else self.peer_leaf.public_bytes(Encoding.DER)
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The chain to the CA that vouches for the peer, leaf first; empty where it gave no certificate."""
+        return tuple(self.connection.get_verified_chain(as_cryptography=True) or ())
 
     async def receive(self, max_octets: int) -> bytes:
         """The next decrypted bytes; empty after the peer's close_notify.
@@ -216,7 +230,7 @@ class TLSLeg(_SocketLeg):
             self.sock.shutdown(socket.SHUT_WR)
 
     async def _retry(self, operation: Callable[[], _T]) -> _T:
-        await trio.lowlevel.checkpoint()
+        await self._give_way()
         while True:
             try:
                 return operation()
@@ -230,20 +244,20 @@ class TLSLeg(_SocketLeg):
                 openssl.clear_errors()
                 raise leg_lost(error) from None
 
-    async def _wait(self, direction: Direction) -> None:
+    async def _wait(self, operation: Operation) -> None:
         # trio lets one task wait for a descriptor's direction; the second waits for the first.
-        other = self._waiting.get(direction)
+        other = self._waiting.get(operation)
         if other is not None:
             await other.wait()
             return
-        done = self._waiting[direction] = trio.Event()
+        done = self._waiting[operation] = trio.Event()
         try:
-            if direction == "read":
+            if operation == "read":
                 await trio.lowlevel.wait_readable(self.sock)
             else:
                 await trio.lowlevel.wait_writable(self.sock)
         finally:
-            del self._waiting[direction]
+            del self._waiting[operation]
             done.set()
 
 
@@ -298,7 +312,8 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
         server_name: the SNI to send; None for none.
 
     Raises:
-        LegLost: the handshake failed; the text is for the log alone.
+        PeerNotVerified: nobody who is trusted vouches for the server.
+        LegLost: the handshake failed otherwise; either text is for the log alone.
     """
     connection = SSL.Connection(context, sock)
     if server_name is not None:
@@ -313,7 +328,9 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
         raise _lost(error) from None
     except SSL.Error as error:
         openssl.clear_errors()
-        raise LegLost(f"{openssl_reason(error)}{_verdict(record)}") from None
+        if record.verify_error:
+            raise PeerNotVerified(f"{openssl_reason(error)}: {_verdict(record)}") from None
+        raise LegLost(openssl_reason(error)) from None
     try:
         return TLSLeg(sock, connection)
     except UNREADABLE as error:
@@ -321,17 +338,11 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
 
 
 def _verdict(record: HandshakeRecord) -> str:
-    """Why a server's certificate did not verify, and who would have had to vouch for it."""
-    if not record.verify_error:
-        return ""
-    text = f": {verify_error_text(record.verify_error)}"
+    """Why a certificate did not verify, and who would have had to vouch for it."""
+    text = verify_error_text(record.verify_error)
     if record.certificate is None:
         return text
-    try:
-        issuer = describe(record.certificate).issuer_dn
-    except ClientCertificateRefused:
-        return text
-    return f"{text} at depth {record.verify_depth} (the certificate's issuer is {issuer})"
+    return f"{text} at depth {record.verify_depth} (the certificate's issuer is {issuer(record.certificate)})"
 
 
 async def _handshake(sock: socket.socket, connection: SSL.Connection) -> None:
@@ -369,9 +380,12 @@ class ClientCertificateFailed(ClientCertificateRefused):
 
 def client_certificate_refused(record: HandshakeRecord) -> ClientCertificateFailed:
     """The refusal that a failed verification amounts to, in PostgreSQL's words."""
+    advice = ""
+    if record.verify_error == NO_CRL and record.certificate is not None:
+        advice = f": ssl_crl_file and ssl_crl_dir have no list of its issuer, {issuer(record.certificate)}"
     return ClientCertificateFailed(
         f"Client certificate verification failed at depth {record.verify_depth}: "
-        f"{verify_error_text(record.verify_error)}",
+        f"{verify_error_text(record.verify_error)}{advice}",
         record,
     )
 

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from functools import lru_cache
+from typing import Final
 
 from cryptography import x509
 from service_identity.exceptions import CertificateError
@@ -32,6 +34,9 @@ from pgtlsproxy.tls.certificates import AlternativeName, NameKind, read_names
 from pgtlsproxy.tls.der import MalformedDER
 from pgtlsproxy.tls.distinguished_name import common_names
 
+REMEMBERED: Final = 64
+"""Certificates of backends that are known to be right, the least recently seen going first."""
+
 _KINDS_EXAMINED = (NameKind.DNS, NameKind.IP)
 
 
@@ -40,10 +45,12 @@ def is_ip_address(host: str) -> bool:
     return _ip_address(host) is not None
 
 
+@lru_cache(maxsize=REMEMBERED)
 def verify_host_name(certificate: x509.Certificate, host: str) -> None:
     """Refuse a certificate that is not for this host.
 
-    Nothing else is checked: OpenSSL has verified the chain in the handshake.
+    Nothing else is checked: OpenSSL has verified the chain in the handshake. What was found right is
+    remembered by the certificate's octets and the host; what was refused is not.
 
     Args:
         certificate: the backend's leaf.

@@ -199,7 +199,7 @@ def test_renewal_replaces_both_files_and_keeps_names_owner_and_mode(folder: Path
     Path("server.crt").chmod(0o600)
     output = run("renew", "server.crt").output
     new = load("server.crt")
-    assert f"--revoke {old.serial_number}" in output
+    assert f"--revoke {old.serial_number:#x}" in output
     assert new.serial_number != old.serial_number
     assert new.public_key() != old.public_key()
     assert new.extensions.get_extension_for_class(x509.SubjectAlternativeName) == (
@@ -235,15 +235,35 @@ def test_revocation_by_file_and_by_number_adds_up(folder: Path) -> None:
     run("client", "alice")
     assert "0 revoked" in run("crl").output
     assert "1 revoked" in run("crl", "--revoke", "alice.crt").output
-    assert "3 revoked" in run("crl", "--revoke", "1234", "--revoke", "5678", "--days", "3").output
+    assert "3 revoked" in run("crl", "--revoke", "0x1234", "--revoke", "AB:cd", "--days", "3").output
     crl = x509.load_pem_x509_crl(Path("ca.crl").read_bytes())
-    assert {entry.serial_number for entry in crl} == {1234, 5678, load("alice.crt").serial_number}
+    assert {entry.serial_number for entry in crl} == {0x1234, 0xABCD, load("alice.crt").serial_number}
     refused = subprocess.run(
         ["openssl", "verify", "-crl_check", "-CAfile", "ca.crt", "-CRLfile", "ca.crl", "alice.crt"],
         check=False,
         capture_output=True,
     )
     assert b"certificate revoked" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "shown", ["{:x}", "{:X}", "{:#x}", "{}"], ids=["show", "openssl", "0x", "pg_stat_ssl"]
+)
+def test_a_serial_number_is_taken_as_it_is_shown(folder: Path, shown: str) -> None:
+    run("ca")
+    run("client", "alice")
+    serial = load("alice.crt").serial_number
+    assert f"serial:    {serial:x}\n" in run("show", "alice.crt").output
+    run("crl", "--revoke", shown.format(serial))
+    crl = x509.load_pem_x509_crl(Path("ca.crl").read_bytes())
+    assert [entry.serial_number for entry in crl] == [serial]
+
+
+def test_a_serial_number_that_could_be_another_revokes_nobody(folder: Path) -> None:
+    run("ca")
+    refused = run("crl", "--revoke", "1234", status=2).output
+    assert "write 0x1234, or 0x4d2 if it is decimal" in refused
+    assert not Path("ca.crl").exists()
 
 
 def test_file_with_several_crls_is_not_thinned_out(folder: Path) -> None:
@@ -282,7 +302,7 @@ def test_show_tells_every_certificate_of_pem_and_der_files(folder: Path) -> None
     output = run("show", "x.crt", "ca.der").output
     for expected in ("CN=db.example.com", "CN=Inter", "CN=Test CA", "DNS:db.example.com, IP:::1", "(valid)"):
         assert expected in output
-    assert str(issued.certificate.serial_number) in output
+    assert f"{issued.certificate.serial_number:x}" in output
     assert output.count("subject:") == 3
     assert "\x1b" not in output
 
@@ -315,7 +335,7 @@ def test_show_for_machines_is_one_array_with_every_field(folder: Path) -> None:
     assert shown["issuer"] == "CN=Test CA"
     assert shown["common_names"] == ["db.example.com"]
     assert shown["subject_alt_names"] == ["DNS:db.example.com"]
-    assert shown["serial"] == str(issued.certificate.serial_number)
+    assert shown["serial"] == f"{issued.certificate.serial_number:x}"
     assert datetime.fromisoformat(shown["not_after"]) == issued.certificate.not_valid_after_utc
 
 

@@ -5,15 +5,23 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fixtures.certs import common_names
 from fixtures.deployments import config, in_clear, passthrough, with_certificate, with_tls
 from pgtlsproxy import pki
+from pgtlsproxy.config import UnixAddress
+from pgtlsproxy.proxy.sockets import folder_warning
 
 ROOT = Path(__file__).parents[2]
 HBA = {"pg_hba.conf": "host all all all scram-sha-256\n"}
@@ -121,6 +129,22 @@ def test_all_mistakes_are_reported_at_once(certs, proxy, command_line):
     assert "bad_hba.conf:2" in result.stderr
 
 
+def test_missing_files_are_reported_at_once_and_nothing_that_follows_from_them(certs, proxy, command_line):
+    listener = with_tls(certs, ssl_cert_file="no.crt", ssl_key_file="no.key")
+    backend = with_password_backend(certs) | {"sslcert": "nor.crt", "sslkey": "nor.key"}
+    result = command_line("check", "-c", str(proxy.write(config({"a": listener}, primary=backend), HBA)))
+    told = re.findall(
+        r"(\w+\.\w+\.\w+): could not open [\w ]+ file \".*/(.*)\": it does not exist", result.stderr
+    )
+    assert sorted(told) == [
+        ("backends.primary.sslcert", "nor.crt"),
+        ("backends.primary.sslkey", "nor.key"),
+        ("listeners.a.ssl_cert_file", "no.crt"),
+        ("listeners.a.ssl_key_file", "no.key"),
+    ]
+    assert result.stderr.count("error:") == len(told)
+
+
 def test_machines_get_one_json_object(certs, proxy, command_line):
     path = proxy.write(
         config({"a": in_clear()}, primary=with_password_backend(certs)), {"pg_hba.conf": "x\n"}
@@ -199,6 +223,23 @@ def test_a_key_that_others_may_read_is_refused(certs, proxy, command_line, mode,
     assert ("has group or world access" in result.stderr) is not accepted
 
 
+def test_an_odd_root_certificate_is_no_reason_to_talk_of_libraries(certs, proxy, command_line):
+    """Its serial number is 0, of which cryptography warns with a path of ours; system roots have such."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = common_names("odd")
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    der = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    version, one, zero = b"\xa0\x03\x02\x01\x02", b"\x02\x01\x01", b"\x02\x01\x00"
+    assert version + one in der
+    pem = ssl.DER_cert_to_PEM_cert(der.replace(version + one, version + zero))
+    roots = {"roots.crt": certs.ca.crt.read_text() + pem}
+    listener = with_tls(certs, ssl_ca_file="roots.crt")
+    path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), HBA | roots)
+    result = command_line("check", "-c", str(path))
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_combined_pem_file_serves_as_certificate_and_key(certs, proxy, command_line):
     pem = certs.server.key.read_bytes() + certs.server.crt.read_bytes()
     listener = with_tls(certs, ssl_cert_file="both.pem", ssl_key_file="both.pem")
@@ -249,6 +290,80 @@ def test_a_socket_that_peer_users_cannot_reach_is_warned_of(
     result = command_line("check", "-c", str(path))
     assert result.returncode == 0
     assert 'PostgreSQL\'s default is "0777"' in result.stderr
+
+
+def test_a_revocation_list_of_another_ca_is_warned_of(certs, proxy, command_line):
+    """With it nobody's certificate verifies; names alike do not make it the CA's own."""
+    alike = pki.make_ca("pgtlsproxy test CA")
+    crls = {
+        "other.crl": certs.other_ca.crl().read_bytes(),
+        "alike.crl": pki.make_crl(alike, []).public_bytes(Encoding.PEM),
+        "own.crl": certs.ca.crl().read_bytes(),
+    }
+    for name, shown in (("other.crl", "CN=pgtlsproxy other test CA"), ("alike.crl", "CN=pgtlsproxy test CA")):
+        listener = with_tls(certs, ssl_crl_file=name)
+        path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), HBA | crls)
+        result = command_line("check", "-c", str(path))
+        assert result.returncode == 0
+        assert (
+            "listeners.a.ssl_crl_file: has no revocation list of CN=pgtlsproxy test CA, "
+            f"only of {shown}: every certificate issued there is refused" in result.stderr
+        )
+    listener = with_tls(certs, ssl_crl_file="own.crl")
+    path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), HBA | crls)
+    assert command_line("check", "-c", str(path)).stderr == ""
+
+
+def test_a_file_of_roots_without_a_root_is_refused(certs, proxy, command_line):
+    leaf = certs.client("alice").crt
+    backend = with_password_backend(certs) | {"sslrootcert": leaf}
+    path = proxy.write(config({"a": with_tls(certs, ssl_ca_file=leaf)}, primary=backend), HBA)
+    result = command_line("check", "-c", str(path))
+    assert result.returncode == 1
+    for key in ("listeners.a.ssl_ca_file", "backends.primary.sslrootcert"):
+        assert (
+            f'{key}: root certificate file "{leaf}": there is no root certificate in it, only CN=alice, which '
+            "was issued by CN=pgtlsproxy test CA" in result.stderr
+        )
+
+
+def test_connect_names_the_file_that_a_server_was_held_against(certs, tls_cluster, proxy, command_line):
+    backend = passthrough(tls_cluster(17), certs, sslrootcert=certs.other_ca.crt)
+    path = proxy.write(config({"a": in_clear()}, primary=backend), HBA)
+    result = command_line("check", "-c", str(path), "--connect")
+    assert result.returncode == 1
+    assert f"issuer is CN=pgtlsproxy test CA); sslrootcert is {certs.other_ca.crt}\n" in result.stderr
+
+
+def test_connect_says_when_the_proxy_cannot_answer_what_the_server_asks(
+    certs, tls_cluster, proxy, command_line
+):
+    backend = with_certificate(tls_cluster(17), certs)
+    path = proxy.write(
+        config({"a": in_clear()}, primary=backend), {"pg_hba.conf": "host all bob 127.0.0.1/32 trust\n"}
+    )
+    result = command_line("check", "-c", str(path), "--connect")
+    assert result.returncode == 0
+    assert "which the proxy cannot answer: users need a line of its pg_hba.conf with cert" in result.stdout
+
+
+def test_a_folder_that_no_socket_can_be_made_in_is_warned_of(certs, proxy, command_line, tmp_path):
+    listener = in_clear(listen=[f"unix:{tmp_path}/missing", f"unix:{tmp_path}"])
+    path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), HBA)
+    result = command_line("check", "-c", str(path))
+    assert result.returncode == 0
+    assert f"listeners.a.listen[0]: there is no folder {tmp_path}/missing" in result.stderr
+    assert "listen[1]" not in result.stderr
+
+
+def test_a_folder_that_is_not_ours_to_write_in_is_warned_of():
+    own = os.geteuid()
+    try:
+        os.seteuid(own or 65534)  # root may write anywhere
+        warning = folder_warning(UnixAddress("/.s.PGSQL.5432"))
+    finally:
+        os.seteuid(own)
+    assert warning.startswith(f"the folder / is not writable for uid {own or 65534}: ")
 
 
 def test_wrong_usage_is_64(command_line):

@@ -173,6 +173,19 @@ def test_what_is_kept_can_be_tried_until_ctrl_c(start, temporary):
     assert 'certificate authentication failed for user "alice"' in tried.stderr
     for decision in ("allowed: app", "allowed: orders", "allowed: alice", "refused: alice"):
         output.wait_for(lambda line, wanted=decision: wanted in line, since=seen, timeout=20)
+    hup = re.search(r"kill -HUP (\d+)", commands)[1]
+    hba = Path(folder) / "central_hba.conf"
+    right = hba.read_text()
+    for content, told in (
+        (right + "hots all all all cert\n", "mistake: central_hba.conf:3: "),
+        (None, "reloaded, but for what was wrong: policy of listener central as before"),
+        (right, "reloaded: new sessions live under the new files"),
+    ):
+        if content is not None:
+            seen = len(output.lines)
+            hba.write_text(content)
+            os.kill(int(hup), signal.SIGHUP)
+        output.wait_for(lambda line, wanted=told: wanted in line, since=seen, timeout=20)
     os.killpg(demo.pid, signal.SIGINT)
     assert demo.wait(TIMEOUT) == 130
     output.wait_until_ended(10)

@@ -216,6 +216,10 @@ CASES = {
     "workers_0": (text(top={"workers": 0}), "workers", "auto"),
     "workers_many": (text(top={"workers": 65}), "workers", "64"),
     "workers_word": (text(top={"workers": "many"}), "workers", "auto"),
+    "host_label": (passthrough(host="a" * 64 + ".example"), BM + "host", "1 to 63"),
+    "host_empty_label": (passthrough(host="db..example"), BM + "host", "1 to 63"),
+    "host_two_dots": (passthrough(host="db.example.."), BM + "host", "1 to 63"),
+    "host_long": (passthrough(host=".".join(["a" * 63] * 4)), BM + "host", "253"),
     "workers_true": (text(top={"workers": "true"}), "workers"),
     "reload": (text(top={"reload_interval": "10s"}), "reload_interval", "not in this version"),
     "auth_long": (text(top={"authentication_timeout": "11min"}), "authentication_timeout"),
@@ -225,6 +229,8 @@ CASES = {
     "max_conn_bool": (text(top={"max_connections": "true"}), "max_connections"),
     "max_conn_text": (text(top={"max_connections": '"10"'}), "max_connections"),
     "max_conn_float": (text(top={"max_connections": "10.0"}), "max_connections"),
+    "max_pending_0": (text(top={"max_pending": "0"}), "max_pending"),
+    "max_pending_text": (text(top={"max_pending": '"10"'}), "max_pending"),
     "cancel_neg": (text(top={"cancel_rate": "-1"}), "cancel_rate"),
     "log_format": (text(top={"log": "{format: xml}"}), "log.format", "json"),
     "log_key": (text(top={"log": "{levle: info}"}), "log.levle", "level"),
@@ -242,7 +248,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 
 LATER = {
-    "": "drain_timeout drain_delay max_connections_per_source max_connections_per_user max_pending status console reuse_port max_handshakes dns_cache",
+    "": "drain_timeout drain_delay max_connections_per_source max_connections_per_user status console reuse_port max_handshakes dns_cache",
     "l": "scram_secrets_file auth_query roles_file roles_query proxy_protocol_from revoked_sessions databases tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime passfile proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
 }
@@ -349,6 +355,21 @@ def test_as_many_workers_as_it_says_and_auto_is_one_for_each_core_that_we_may_us
     assert [load(text(top={"workers": n})).workers for n in (1, 2, 64)] == [1, 2, 64]
     assert load(text(top={"workers": "auto"})).workers == min(len(os.sched_getaffinity(0)), 64)
     assert load(text()).workers == 1
+
+
+def test_a_quarter_of_max_connections_may_be_unproven_where_nothing_else_is_said():
+    for top, limit in (
+        ({}, 250),
+        ({"max_connections": 8}, 16),
+        ({"max_connections": 8, "max_pending": 3}, 3),
+    ):
+        assert load(text(top=top)).pending_limit == limit
+
+
+def test_host_names_may_be_as_long_as_those_of_the_dns():
+    longest = ".".join(["a" * 63] * 3 + ["a" * 61])
+    for host in (longest, longest + ".", "db_1.example.com.", "xn--bcher-kva.example"):
+        assert load(passthrough(host=host)).backends["primary"].host == (host,)
 
 
 def test_a_passphrase_is_in_no_repr():

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from pgtlsproxy.errors import ErrorKind
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, Secret, printable
 from pgtlsproxy.observability.logs import (
     END_FIELDS,
@@ -145,6 +146,17 @@ def test_a_probe_is_below_info():
     log, stream = session_log(level="info")
     log.refused("probe", None, "the client closed")
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("kind", ErrorKind)
+def test_what_a_backend_does_to_sessions_shows_among_warnings_and_what_clients_do_does_not(kind):
+    log, stream = session_log(level="warning")
+    log.refused(kind, None, "a reason")
+    log.ended(kind, "a reason", bytes_from_client=0, bytes_from_backend=0, seconds=0)
+    faults = {"unproven", "backend_unreachable", "backend_tls", "backend_protocol", "backend_lost"}
+    wanted = ["session_decided", "session_ended"] if kind in faults else []
+    assert [event["event"] for event in events(stream)] == wanted
+    assert {event["level"] for event in events(stream)} <= {"warning"}
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

@@ -116,6 +116,7 @@ def test_the_last_of_a_repeated_option_wins_as_in_postgresql() -> None:
         ("include more.conf", 'reading another file ("include")'),
         ("host all all all trust clientcert", "authentication option not in name=value format: clientcert"),
         ("host all all all trust x=y", 'unrecognized authentication option name: "x"'),
+        ("host all all all trust mpa=y", "; there are map, clientcert and clientname"),
         ("host all all all trust MAP=y", 'unrecognized authentication option name: "MAP"'),
         ("host all all all trust ldapserver=y", '"ldapserver" is only valid for authentication methods ldap'),
         ("local all all peer include_realm=1", "only valid for authentication methods gssapi and sspi"),

@@ -212,11 +212,10 @@ def test_the_verdict_is_the_tables(addresses, backend, certs, login, method, leg
 def test_the_reason_says_that_the_backend_believes_the_proxy(addresses, backend):
     running, found = addresses
     backend.script = opens_with(wire.AUTHENTICATION_OK)
-    since = running.mark()
-    with wire.WireClient(found["passthrough", "loopback"]) as client:
+    with wire.WireClient(found["passthrough", "loopback"], source=wire.another_source()) as client:
         client.send(wire.startup(user="by_trust"))
         assert client.read_error().error == ("28000", "authentication failed")
-    reason = running.wait_for_event("session_decided", since=since, **client.where)["reason"]
+        reason = refusal_of(running, client)["reason"]
     assert "trusts the proxy's own certificate" in reason
 
 

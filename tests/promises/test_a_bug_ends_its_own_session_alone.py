@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from fixtures import wire
 from fixtures.deployments import config, in_clear, passthrough
+from fixtures.fake_backend import lets_everybody_in
 from fixtures.postgres import password
 from fixtures.proxy import RunningProxy
 
@@ -86,6 +88,48 @@ def test_a_relay_that_raises_ends_its_session_alone(faulty, psql):
     bug = running.wait_for_event("bug")
     assert running.wait_for_event("session_ended", session=bug["session"])["kind"] == "bug"
     assert attempt(running, psql(17), "alice").stdout == "alice\n"
+
+
+def test_a_refusal_that_raises_ends_its_session_alone(faulty, psql):
+    running = faulty("session", "_refuse", "arguments[0].kind == 'backend_refused'")
+    words = {"host": "127.0.0.1", "port": running.port("clear"), "dbname": "alice", "sslmode": "disable"}
+    failed = psql(17).run("SELECT 1", user="alice", password="wrong", **words)
+    assert failed.returncode == 2
+    assert "RuntimeError: made to fail" in running.wait_for_event("bug")["exception"]
+    assert attempt(running, psql(17), "alice").stdout == "alice\n"
+    assert running.stop() == 0
+
+
+LEAKING = """
+import sys
+from pgtlsproxy.proxy import session
+def broken(*arguments, **words):
+    raise RuntimeError("made to fail")
+{target} = broken
+from pgtlsproxy.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("target", ["session._note_backend", "session.SessionLog.allowed"])
+def test_a_bug_between_two_stages_leaves_no_leg_open(proxy, certs, fake_backend, target):
+    """A socket that nobody closed would be a second bug, for the warning that Python then gives is an error."""
+    backend = fake_backend(lets_everybody_in)
+    running = proxy(
+        config({"clear": in_clear()}, primary=passthrough(backend, certs, require_auth="none")),
+        {"pg_hba.conf": "host all all all trust\n"},
+        environment={"PYTHONWARNINGS": "error::ResourceWarning"},
+        command=(sys.executable, "-c", LEAKING.format(target=target)),
+    )
+    running.allow_bugs = True
+    with wire.WireClient(("127.0.0.1", running.port("clear"))) as client:
+        client.send(wire.startup(user="alice"))
+        client.read_to_end()
+    running.wait_for_event("bug")
+    assert backend.conversation().startup == {"user": "alice", "database": "alice"}
+    assert running.stop() == 0
+    (bug,) = running.log_events("bug")
+    assert "RuntimeError: made to fail" in bug["exception"]
 
 
 def test_buffers_of_75_bytes_give_the_same_result(tls_cluster, certs, proxy, psql, monkeypatch):

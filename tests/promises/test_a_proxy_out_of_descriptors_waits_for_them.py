@@ -23,8 +23,9 @@ main(sys.argv[1:])
 """
 
 MAX_CONNECTIONS = 100
-NEEDED = 2 * MAX_CONNECTIONS + 256 + 128
-"""Two a session, one a client that is one too many, and the proxy's own."""
+MAX_PENDING = 80
+NEEDED = 2 * (MAX_CONNECTIONS + MAX_PENDING) + 256 + 128
+"""Two a session, proven or not, one a client that is one too many, and the proxy's own."""
 
 
 @pytest.fixture
@@ -33,7 +34,8 @@ def start(proxy, certs, fake_backend):
 
     def go(soft, hard):
         return proxy(
-            config({"clear": in_clear()}, primary=backend) | {"max_connections": MAX_CONNECTIONS},
+            config({"clear": in_clear()}, primary=backend)
+            | {"max_connections": MAX_CONNECTIONS, "max_pending": MAX_PENDING},
             {"pg_hba.conf": "host all all all trust\n"},
             command=[sys.executable, "-c", LIMITED.format(limits=(soft, hard))],
         )

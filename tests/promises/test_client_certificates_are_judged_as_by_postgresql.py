@@ -48,6 +48,9 @@ VERDICTS = {
     "expired": (CLOSED, None),
     "not yet valid": (CLOSED, None),
     "a server's": (CLOSED, None),
+    "an email's": (CLOSED, None),
+    "any usage": (CLOSED, None),
+    "no usage at all": (CLOSED, None),
     "a NUL": (CLOSED, None),
     "a BMPString": (CLOSED, None),
     "over 16 kB": (CLOSED, LET_IN),
@@ -79,6 +82,9 @@ def certificates(certs, tmp_path_factory):
     def named(name):
         return ca.issue(common_names(name), usage="client")
 
+    def usages(*listed):
+        return ca.issue(alice, usage=None, extensions=[x509.ExtendedKeyUsage(listed)])
+
     return {
         "none": None,
         "alice": certs.client("alice"),
@@ -104,6 +110,9 @@ def certificates(certs, tmp_path_factory):
         "expired": ca.expired(alice, usage="client"),
         "not yet valid": ca.issue(alice, usage="client", not_before=datetime.now(UTC) + timedelta(days=1)),
         "a server's": ca.issue(alice, usage="server"),
+        "an email's": usages(ExtendedKeyUsageOID.EMAIL_PROTECTION),
+        "any usage": usages(ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE),
+        "no usage at all": usages(),
         "a NUL": named("alice\x00.evil"),
         "a BMPString": ca.issue(x509.Name([bmp]), usage="client"),
         "over 16 kB": ca.issue(alice, usage="client", extensions=[BALLAST]),

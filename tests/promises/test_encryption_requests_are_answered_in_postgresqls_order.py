@@ -1,10 +1,12 @@
-"""SSLRequest, GSSENCRequest and direct TLS, in every order, get the answers of a PostgreSQL 18 without GSSAPI.
+"""SSLRequest, GSSENCRequest and direct TLS, in every order, get the answers of a PostgreSQL without GSSAPI.
 
-PostgreSQL 17 of the tests has GSSAPI, and is asked where that makes no difference.
+PostgreSQL 17 of the tests has GSSAPI, 18 has it or not by where it comes from; with it they are asked where
+that makes no difference.
 """
 
 import itertools
 import ssl
+from functools import cache
 
 import pytest
 
@@ -68,6 +70,13 @@ def answers(client, sequence):
     return said
 
 
+@cache
+def does_gss(cluster):
+    """Whether this PostgreSQL was built with GSSAPI: then it answers `G`, which a proxy without it never does."""
+    with wire.WireClient((cluster.host, cluster.port)) as direct:
+        return answers(direct, ["gssenc"]) == [b"G"]
+
+
 def test_a_request_too_many_is_one_line_in_the_log(running):
     with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
         answers(client, ("gssenc", "gssenc"))
@@ -102,7 +111,7 @@ def test_each_request_is_answered_once_and_in_any_order(running, servers, listen
     with wire.WireClient(("127.0.0.1", running.port(listener)), source=wire.another_source()) as client:
         assert answers(client, sequence) == wanted
     for (major, encrypted), cluster in servers.items():
-        if encrypted == (listener == "tls") and (major == 18 or "gssenc" not in sequence):
+        if encrypted == (listener == "tls") and ("gssenc" not in sequence or not does_gss(cluster)):
             with wire.WireClient((cluster.host, cluster.port)) as direct:
                 assert answers(direct, sequence) == wanted, major
 

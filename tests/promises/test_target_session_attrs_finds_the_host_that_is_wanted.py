@@ -10,8 +10,9 @@ HOSTS = {
     "standby": {"in_hot_standby": "on", "default_transaction_read_only": "off"},
     "read_only": {"in_hot_standby": "off", "default_transaction_read_only": "on"},
     "old": {},
+    "starting": {},
 }
-"""Hosts and what they report; `old` is a server before PostgreSQL 14."""
+"""Hosts and what they report; `old` is a server before PostgreSQL 14, `starting` takes no sessions yet."""
 
 CHOICES = [
     (("standby", "primary"), "any", "standby"),
@@ -34,6 +35,14 @@ CHOICES = [
     (("old", "primary"), "read-write", "primary"),
     (("old", "primary"), "any", "old"),
     (("standby",), "primary", None),
+    (("primary",), "prefer-standby", "primary"),
+    (("read_only", "primary"), "prefer-standby", "read_only"),
+    (("primary", "old"), "prefer-standby", "primary"),
+    (("old",), "prefer-standby", "old"),
+    (("starting", "primary"), "prefer-standby", "primary"),
+    (("primary", "starting"), "prefer-standby", "primary"),
+    (("primary", "old", "standby"), "prefer-standby", "standby"),
+    (("starting",), "prefer-standby", None),
 ]
 
 
@@ -42,6 +51,9 @@ def backends(shared_fake_backend):
     def reporting(name):
         def script(conversation):
             conversation.accept()
+            if name == "starting":
+                conversation.send(wire.error_response("57P03", "the database system is starting up"))
+                return
             conversation.let_in(parameters={**HOSTS[name], "name": name})
             conversation.answer_queries()
 
@@ -100,3 +112,14 @@ def test_the_first_host_that_fits_is_taken(running, backends, certs, number):
     for name in hosts:
         if name != chosen:
             assert all(b"SELECT" not in each.received for each in backends[name].conversations)
+
+
+def test_prefer_standby_tries_again_only_where_a_host_has_answered(running, backends, certs):
+    """Where none has, a second round would only double the wait for the same answer."""
+    backends["starting"].forget()
+    number = CHOICES.index((("starting",), "prefer-standby", None))
+    context = wire.tls_context(certificate=certs.client("alice"))
+    with wire.connected(("127.0.0.1", running.port(f"b{number}")), context) as client:
+        client.send(wire.startup(user="alice"))
+        client.read_error()
+    assert len(backends["starting"].conversations) == 1

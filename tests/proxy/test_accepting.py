@@ -42,7 +42,7 @@ class Log:
         self.events.append((event, fields))
 
 
-ALONE = SimpleNamespace(slot=SimpleNamespace(is_ahead=False))
+ALONE = SimpleNamespace(admission=SimpleNamespace(slot=SimpleNamespace(is_ahead=False)))
 
 
 async def accepting(sock, seconds):

@@ -22,7 +22,7 @@ listeners:
   a: {listen: ["127.0.0.1:0"], ssl: on, ssl_cert_file: server.crt, ssl_key_file: server.key, hba_file: pg_hba.conf,
       backend: b, ssl_passphrase_command: COMMAND}
 backends:
-  b: {host: localhost, sslrootcert: server.crt, login: passthrough}
+  b: {host: localhost, sslrootcert: ca.crt, login: passthrough}
 """
 
 
@@ -33,6 +33,7 @@ def folder(tmp_path: Path) -> Path:
     )
     for name, content in {
         "pg_hba.conf": b"hostssl all all all scram-sha-256\n",
+        "ca.crt": CA.certificate_pem(),
         "server.crt": SERVER.certificate_pem(),
         "server.key": encrypted,
     }.items():

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 import trio
+import trio.testing
 from OpenSSL import SSL
 
 from fixtures import key_updates
@@ -21,9 +22,13 @@ from fixtures.relayed import (
     read_to_end,
     sockets,
 )
+from pgtlsproxy.proxy import relay_session
 from pgtlsproxy.proxy.relay import RelayDied
-from pgtlsproxy.proxy.relay_session import Ending, RelaySession, When, Wish
+from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
+from pgtlsproxy.proxy.relay_loop import Moments
+from pgtlsproxy.proxy.relay_session import RelaySession
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, server_context
+from pgtlsproxy.tls.raw_tls import RawFastTLS, raw_leg
 from pgtlsproxy.tls.stream import ClearLeg, LegLost, accept_tls
 
 MEGABYTE = 1_000_000
@@ -291,6 +296,51 @@ async def test_ends_of_many_kinds_at_random_leave_the_relay_as_it_was(bench):
     assert digests["sent", "up"] == digests["received", "up"]
 
 
+MESSAGES = int(os.environ.get("PGTLSPROXY_FUZZ", "0")) or 3000
+"""Over all pairs of legs and both modes, a tenth each."""
+
+
+async def test_many_messages_of_many_sizes_on_many_sessions_beside_ones_that_break(bench):
+    """Every message comes back as it was sent, in order, whatever happens to the neighbours."""
+    numbers = random.Random(5)
+    sessions = [await bench.session(buffer_octets=numbers.choice((None, 4096, 65536))) for _ in range(8)]
+    is_over = trio.Event()
+
+    async def echo(leg):
+        with contextlib.suppress(LegLost, trio.ClosedResourceError):
+            while data := await leg.receive(numbers.choice((16384, 65536))):
+                await leg.send(data)
+
+    async def converse(relayed):
+        for _ in range(MESSAGES // len(LEGS) // len(MODES) // len(sessions) + 1):
+            message = numbers.randbytes(min(int(numbers.paretovariate(0.5)), 300_000))
+            async with trio.open_nursery() as both:
+                both.start_soon(relayed.client.send, message)
+                assert await read_exactly(relayed.client, len(message)) == message
+
+    async def break_neighbours():
+        while not is_over.is_set():
+            neighbour = await bench.session()
+            with trio.move_on_after(numbers.random() * 0.05):
+                await neighbour.client.send(b"x" * numbers.choice((10, MEGABYTE)))
+                await neighbour.over.wait()
+            numbers.choice((neighbour.client, neighbour.backend)).abort()
+            neighbour.close()
+            await neighbour.over.wait()
+            assert neighbour.failure is None
+
+    async with trio.open_nursery() as everybody:
+        everybody.start_soon(break_neighbours)
+        for relayed in sessions:
+            everybody.start_soon(echo, relayed.backend)
+        async with trio.open_nursery() as conversations:
+            for relayed in sessions:
+                conversations.start_soon(converse, relayed)
+        is_over.set()
+        for relayed in sessions:
+            relayed.close()
+
+
 async def exchange_until_broken(relayed):
     async with trio.open_nursery() as both:
         both.start_soon(relayed.client.send, b"u" * 10 * MEGABYTE)
@@ -437,3 +487,147 @@ async def read_to_the_break(leg):
     with contextlib.suppress(LegLost):
         while await leg.receive(65536):
             pass
+
+
+class Polls:
+    """Counts how often the thread has looked for events."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        original = Moments.seconds_to_next
+
+        def counted(moments):
+            self.count += 1
+            return original(moments)
+
+        monkeypatch.setattr(Moments, "seconds_to_next", counted)
+
+
+async def test_the_thread_sleeps_when_there_is_nothing_to_do(monkeypatch):
+    """After a bulk transfer that was followed by small messages, by silence, or by a reset."""
+    polls = Polls(monkeypatch)
+    async with open_bench(LEGS["tls-tls"], "fast", monkeypatch) as bench:
+        for number in range(3):
+            relayed = await bench.session()
+            async with trio.open_nursery() as both:
+                both.start_soon(relayed.backend.send, b"x" * MEGABYTE)
+                await read_exactly(relayed.client, MEGABYTE)
+            for _ in range(20 if number == 0 else 0):
+                await relayed.client.send(b"ping")
+                await read_exactly(relayed.backend, 4)
+            if number == 2:
+                relayed.client.abort()
+            before = polls.count
+            await trio.sleep(2.5)  # longer than the look for silent sessions takes
+            assert polls.count - before < 20
+
+
+async def test_a_wake_up_that_comes_late_is_read_all_the_same(monkeypatch):
+    polls = Polls(monkeypatch)
+    async with open_bench(LEGS["clear-clear"], "fast", monkeypatch) as bench:
+        loop = bench.relay._loop
+        for _ in range(100):
+            loop.post(lambda: os.eventfd_write(loop._wake, 1))
+        await trio.sleep(0.1)
+        before = polls.count
+        await trio.sleep(0.5)
+        assert polls.count - before < 20
+
+
+async def test_a_session_that_was_never_used_is_idle(bench, relayed):
+    await trio.testing.wait_all_tasks_blocked()
+    end(bench, When.IDLE)
+    assert await read_to_end(relayed.client) == FAREWELL
+
+
+async def test_an_answer_that_takes_longer_than_the_half_close_is_delivered_whole(bench, monkeypatch):
+    monkeypatch.setattr(relay_session, "HALF_CLOSE_SECONDS", 0.3)
+    relayed = await bench.session()
+    await relayed.client.send(b"question")
+    await relayed.client.send_eof()
+    assert await read_to_end(relayed.backend) == b"question"
+    for number in range(12):
+        await relayed.backend.send(bytes([number]))
+        assert await read_exactly(relayed.client, 1) == bytes([number])
+        await trio.sleep(0.1)
+    await relayed.backend.send_eof()
+    assert await read_to_end(relayed.client) == b""
+    assert (await relayed.ended()).kind == "ok"
+
+
+async def test_an_answer_that_never_comes_is_cut_off_and_not_ended(bench, monkeypatch):
+    monkeypatch.setattr(relay_session, "HALF_CLOSE_SECONDS", 0.3)
+    relayed = await bench.session()
+    await relayed.client.send(b"question")
+    await relayed.client.send_eof()
+    await relayed.backend.send(b"half an ans")
+    assert await read_exactly(relayed.client, 11) == b"half an ans"
+    with pytest.raises(LegLost):
+        while True:
+            assert await relayed.client.receive(100), "an answer that was cut off was given a clean end"
+
+
+async def test_what_only_looks_like_terminate_costs_nobody_the_answer(bench, monkeypatch):
+    monkeypatch.setattr(relay_session, "TERMINATED_SECONDS", 0.2)
+    relayed = await bench.session()
+    await relayed.client.send(b"data that ends with X\x00\x00\x00\x04")
+    await relayed.client.send_eof()
+    assert await read_to_end(relayed.backend) == b"data that ends with X\x00\x00\x00\x04"
+    await relayed.backend.send(b"answer")
+    await relayed.backend.send_eof()
+    assert await read_to_end(relayed.client) == b"answer"
+
+
+async def test_a_backend_that_is_gone_while_the_client_does_not_read_is_named(bench, monkeypatch):
+    monkeypatch.setattr(relay_session, "PAUSED_SECONDS", 0.3)
+    relayed = await bench.session(buffer_octets=4096)
+    with trio.move_on_after(0.5):
+        await relayed.backend.send(b"x" * 10 * MEGABYTE)
+    relayed.backend.abort()
+    end = await relayed.ended()
+    assert (end.kind, "backend" in end.reason) == ("backend_lost", True)
+
+
+async def test_what_is_dropped_is_not_counted(bench):
+    relayed = await bench.session()
+    await relayed.client.send(b"q" * 1000)
+    assert await read_exactly(relayed.backend, 1000) == b"q" * 1000
+    relayed.backend.sock.shutdown(socket.SHUT_RD)
+    await relayed.backend.send(b"FATAL")
+    await relayed.backend.send_eof()
+    relayed.backend.close()
+    with contextlib.suppress(LegLost):
+        for _ in range(50):
+            await relayed.client.send(b"q" * 10_000)
+    relayed.client.close()
+    assert (await relayed.ended()).bytes_from_client < 450_000
+
+
+async def test_a_session_that_comes_after_the_threads_end_is_refused(monkeypatch):
+    late = []
+    with pytest.raises(ExceptionGroup):
+        async with open_bench(LEGS["clear-clear"], "fast", monkeypatch) as bench:
+            bench.relay._loop.post(lambda: 1 / 0)
+            with trio.CancelScope(shield=True):
+                await bench.relay._has_ended.wait()
+                late.append(await bench.session())
+                await late[0].over.wait()
+    assert isinstance(late[0].failure, RelayDied)
+
+
+async def test_last_words_outlive_an_answer_of_openssl_that_cannot_be_sent(monkeypatch):
+    async with open_bench(LEGS["tls-tls"], "fast", monkeypatch) as bench:
+        leg, peer = await connection("TLSv1.3", False)
+        raw = raw_leg(leg, bench.relay._loop.buffers)
+        raw.buffer()
+        await peer.send(b"FATAL")
+        await trio.lowlevel.wait_readable(leg.sock)
+
+        def broken(_leg):
+            raise LegLost("Broken pipe")
+
+        monkeypatch.setattr(RawFastTLS, "flush", broken)
+        assert raw.receive(16384) == 5
+        assert bench.relay._loop.buffers.plain[:5] == b"FATAL"
+        leg.close()
+        peer.close()

@@ -10,7 +10,7 @@ import pytest
 
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.proxy import shared_table
-from pgtlsproxy.proxy.shared_table import SharedTable, WorkerSlot
+from pgtlsproxy.proxy.shared_table import Count, SharedTable, WorkerSlot
 
 SECRET = Secret(b"s" * 32)
 
@@ -42,38 +42,54 @@ def second_worker(table, body):
     )  # fmt: skip
 
 
-def test_sessions_are_summed_and_counted_down_whatever_ends_them(table):
+@pytest.mark.parametrize("count", Count)
+def test_what_is_counted_is_summed_over_workers(table, count):
     one, two, _ = slots(table)
-    with one.session(), two.session(), two.session():
-        assert (one.own_sessions, two.own_sessions, one.sessions) == (1, 2, 3)
-    with pytest.raises(RuntimeError), one.session():
-        raise RuntimeError
-    assert two.sessions == 0
+    one.add(count, 3)
+    two.add(count, 2)
+    two.add(count, -1)
+    assert [slot.total(each) for slot in (one, two) for each in Count] == [
+        4 * (each is count) for each in Count
+    ] * 2
 
 
 def test_another_process_sees_it_at_once(table):
     one, *_ = slots(table)
-    body = "with slot.session(), slot.published(slot.tag('main', -7, b'key')): print(slot.sessions, flush=True); sys.stdin.read()"
-    with one.session(), second_worker(table, body) as process:
+    body = "slot.add(0, 1)\nwith slot.published(slot.tag('main', -7, b'key')): print(slot.total(0), flush=True); sys.stdin.read()"
+    one.add(Count.CONNECTIONS, 1)
+    with second_worker(table, body) as process:
         assert process.stdout.readline() == b"2\n"
-        assert one.sessions == 2
+        assert one.total(Count.CONNECTIONS) == 2
         assert one.holders(one.tag("main", -7, b"key")) == [2]
         process.stdin.close()
         process.wait()
-    assert one.sessions == 0
     assert one.holders(one.tag("main", -7, b"key")) == []
 
 
 def test_who_is_ahead_is_judged_among_those_that_accept(table):
     one, two, three = slots(table)
     one.set_serving(serving=True)
-    with one.session(), three.session(), three.session(), three.session():
-        assert not one.is_ahead, "alone"
-        two.set_serving(serving=True)
-        assert one.is_ahead
-        assert not two.is_ahead
-        with two.session():
-            assert not one.is_ahead, "even"
+    one.add(Count.CONNECTIONS, 1)
+    three.add(Count.CONNECTIONS, 3)
+    assert not one.is_ahead, "alone"
+    two.set_serving(serving=True)
+    assert one.is_ahead
+    assert not two.is_ahead
+    two.add(Count.CONNECTIONS, 1)
+    assert not one.is_ahead, "even"
+
+
+def test_the_oldest_is_known_also_when_the_clock_starts_over(table, monkeypatch):
+    one, two, three = slots(table)
+    over = 2**32 / 1000
+    monkeypatch.setattr(time, "monotonic", lambda: over + 5.0)
+    assert two.holder_of_oldest() == 2, "nobody has any"
+    for slot, since in ((one, over + 3.0), (two, over - 2.0), (three, over + 4.0)):
+        slot.add(Count.UNPROVEN, 1)
+        slot.set_oldest(since)
+    assert one.holder_of_oldest() == 2
+    two.add(Count.UNPROVEN, -1)
+    assert three.holder_of_oldest() == 1
 
 
 def test_a_key_is_found_by_others_while_it_lives_and_by_the_whole_of_it(table):
@@ -147,16 +163,22 @@ def test_nothing_is_left_of_a_dead_worker_and_all_of_the_others(table):
     dies = (
         "slot.set_serving(serving=True)\n"
         "slot.count_unknown('10.0.0.1')\n"
-        "held = [slot.session(), slot.forwarding(), *(slot.published(bytes([n]) * 16) for n in range(1, 200))]\n"
+        "slot.add(0, 3)\n"
+        "held = [slot.forwarding(), *(slot.published(bytes([n]) * 16) for n in range(1, 200))]\n"
         "for each in held: each.__enter__()\n"
         "os._exit(9)\n"
     )
     with second_worker(table, dies) as process:
         assert process.wait() == 9
-    assert (one.sessions, one.holders(b"x" * 16)) == (1, [2])
-    with three.session(), three.published(b"3" * 16), one.published(b"1" * 16):
+    assert (one.total(Count.CONNECTIONS), one.holders(b"x" * 16)) == (3, [2])
+    three.add(Count.CONNECTIONS, 1)
+    with three.published(b"3" * 16), one.published(b"1" * 16):
         table.clear(2)
-        assert (one.sessions, one.holders(b"3" * 16), three.holders(b"1" * 16)) == (1, [3], [1])
+        assert (one.total(Count.CONNECTIONS), one.holders(b"3" * 16), three.holders(b"1" * 16)) == (
+            1,
+            [3],
+            [1],
+        )
         assert [one.holders(bytes([n]) * 16) for n in range(1, 200) if n not in {0x31, 0x33}] == [[]] * 197
         assert one.count_unknown("10.0.0.1") == 1
         with one.forwarding() as under_way:

@@ -1,5 +1,7 @@
 """Contexts: what they ask of a handshake, and what they refuse to be built from."""
 
+import contextlib
+import hashlib
 import subprocess
 
 import pytest
@@ -10,6 +12,7 @@ from OpenSSL import SSL
 from pgtlsproxy import pki
 from pgtlsproxy.tls import contexts, diffie_hellman, openssl
 from pgtlsproxy.tls.contexts import (
+    DEFAULT_BACKEND_GROUPS,
     ContextError,
     HandshakeRecord,
     KeyPair,
@@ -281,3 +284,23 @@ def test_a_certificate_that_openssl_refuses_is_a_mistake_in_its_setting():
     with pytest.raises(ContextError, match="invalid utf8string") as caught:
         server_context(KeyPair((unreadable,), SERVER.key), None, TLSOptions())
     assert [key for key, _ in caught.value.mistakes] == ["ssl_key_file"]
+
+
+HELLO_RETRY_REQUEST = hashlib.sha256(b"HelloRetryRequest").digest()
+"""The random of a ServerHello that asks for another key share (RFC 8446 4.1.3)."""
+
+
+@pytest.mark.parametrize(("groups", "asks_again"), [("prime256v1", False), ("secp384r1", True)])
+def test_a_postgresql_that_takes_p_256_alone_need_not_ask_again(groups, asks_again):
+    """PostgreSQL before 18 does by default; asking again is a round trip and some 100 µs a session."""
+    options = TLSOptions(groups=DEFAULT_BACKEND_GROUPS + (":secp384r1" if asks_again else ""))
+    client = SSL.Connection(backend_context(None, TRUST, options), None)
+    server = SSL.Connection(server_context(pair(SERVER), None, TLSOptions(groups=groups)), None)
+    client.set_connect_state()
+    server.set_accept_state()
+    for connection, other in ((client, server), (server, client)):
+        with contextlib.suppress(SSL.WantReadError):
+            connection.do_handshake()
+        flight = connection.bio_read(65536)
+        other.bio_write(flight)
+    assert (HELLO_RETRY_REQUEST in flight) is asks_again

@@ -1,0 +1,1 @@
+"""pgtlsproxy and its peers, measured side by side: `./dev bench`."""

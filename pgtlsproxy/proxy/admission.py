@@ -1,0 +1,150 @@
+"""How many may be there at once, so that whoever proves nothing shuts nobody out.
+
+Connections whose client nobody has proved yet have a limit of their own, `max_pending`: one more,
+and the oldest of them goes. So a crowd that says nothing, or stalls in its handshake or login, makes
+room for those who come after it. `max_connections` limits sessions: who has said what it wants holds
+one until its end, and who finds none left is told so. Both are limits over all workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from pgtlsproxy.config import Settings
+from pgtlsproxy.errors import Displaced, ShuttingDown, TooManyConnections
+from pgtlsproxy.proxy.limits import HARD_LIMIT_MARGIN
+from pgtlsproxy.proxy.shared_table import Count, WorkerSlot
+
+
+class Admission:
+    """What the connections of this worker take up, beside those of the others.
+
+    Args:
+        slot: where that is counted over all workers.
+        displace_at: lets another worker `displace`, by its number and the limit.
+    """
+
+    def __init__(self, slot: WorkerSlot, displace_at: Callable[[int, int], None]) -> None:
+        self.slot = slot
+        self._displace_at = displace_at
+        self._unproven: dict[Seat, None] = {}
+        self._is_closed = False
+
+    def seat(self, limits: Settings) -> Seat:
+        """Count a connection that has just been accepted. Its seat is the caller's to leave."""
+        return Seat(self, limits)
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._is_closed = True
+
+    def check_open(self) -> None:
+        """Judge whether a login that has just ended may become a session.
+
+        Raises:
+            ShuttingDown: nobody may.
+        """
+        if self._is_closed:
+            raise ShuttingDown("the worker is replaced, for it could not take the newest configuration")
+
+    def add_unproven(self, seat: Seat, limit: int) -> None:
+        """Count a connection that nobody has proved; where it is one too many, the oldest goes."""
+        self._unproven[seat] = None
+        self._publish(+1)
+        self.displace(limit)
+
+    def remove_unproven(self, seat: Seat) -> None:
+        """Count it as such no more, if it was."""
+        if seat in self._unproven:
+            del self._unproven[seat]
+            self._publish(-1)
+
+    def displace(self, limit: int) -> None:
+        """Let the oldest unproven connection go, and the next, while all workers have more than the limit.
+
+        Where another worker has it, that one is told to do the same.
+        """
+        while self.slot.total(Count.UNPROVEN) > limit:
+            worker = self.slot.holder_of_oldest()
+            if worker != self.slot.number:
+                self._displace_at(worker, limit)
+                return
+            oldest = next(iter(self._unproven), None)
+            if oldest is None:
+                return
+            self.remove_unproven(oldest)
+            oldest.scope.cancel()
+
+    def _publish(self, difference: int) -> None:
+        self.slot.add(Count.UNPROVEN, difference)
+        self.slot.set_oldest(next((seat.since for seat in self._unproven), 0.0))
+
+
+class Seat:
+    """What one connection takes up until it leaves.
+
+    Attributes:
+        since: `time.monotonic()` of its accept, which is the same clock in all workers.
+        scope: cancelled when it is displaced.
+    """
+
+    def __init__(self, admission: Admission, limits: Settings) -> None:
+        admission.slot.add(Count.CONNECTIONS, +1)
+        self.since = time.monotonic()
+        self.scope = trio.CancelScope()
+        self._admission = admission
+        self._limits = limits
+        self._has_session = False
+
+    @contextmanager
+    def until_proved(self) -> Iterator[None]:
+        """The part of a connection's life in which younger ones may displace it.
+
+        Raises:
+            Displaced: they have, or so many connections are open that this one is not even listened to.
+        """
+        limit = self._limits.pending_limit
+        most = self._limits.max_connections + limit + HARD_LIMIT_MARGIN
+        if self._admission.slot.total(Count.CONNECTIONS) > most:
+            raise Displaced(f"{most} connections are open: no more are listened to (max_connections)")
+        self._admission.add_unproven(self, limit)
+        try:
+            with self.scope:
+                yield
+        finally:
+            self.proved()
+        if self.scope.cancelled_caught:
+            raise Displaced(
+                f"younger connections took its place: {limit} unproven ones may be open (max_pending)"
+            )
+
+    def proved(self) -> None:
+        """Somebody has proved the client, or it has gone: nobody displaces it any more."""
+        self._admission.remove_unproven(self)
+
+    def take_session(self) -> None:
+        """Hold one of max_connections until the end.
+
+        Raises:
+            TooManyConnections: there is none left.
+        """
+        # First counted and then judged: of two that take the last one in two workers, none gets a second.
+        self._admission.slot.add(Count.SESSIONS, +1)
+        self._has_session = True
+        if self._admission.slot.total(Count.SESSIONS) > self._limits.max_connections:
+            self._give_back()
+            raise TooManyConnections(f"{self._limits.max_connections} sessions are open (max_connections)")
+
+    def _give_back(self) -> None:
+        if self._has_session:
+            self._has_session = False
+            self._admission.slot.add(Count.SESSIONS, -1)
+
+    def leave(self) -> None:
+        """Count the connection no more."""
+        self._admission.slot.add(Count.CONNECTIONS, -1)
+        self._give_back()

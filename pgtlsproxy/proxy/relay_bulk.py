@@ -1,0 +1,95 @@
+"""Bulk transfers: found by their large reads, carried in slices, and found to be over.
+
+While a session is bulk, memory stands between OpenSSL and its sockets, and a turn moves up to a
+slice of 128 kB: half the CPU time of reading record by record. Between two turns the loop looks for
+small messages of other sessions, so that nobody waits for more than one slice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from pgtlsproxy.proxy.relay_session import Direction, RelaySession
+from pgtlsproxy.tls.raw import SLICE_OCTETS
+
+LARGE_OCTETS: Final = 8000
+"""A read that speaks for a bulk transfer: PostgreSQL and libpq fill buffers of 8192 octets."""
+
+LARGES_TO_BEGIN: Final = 4
+SMALLS_TO_END: Final = 8
+
+
+class BulkTransfers:
+    """The sessions that are bulk now, and the turns that are due.
+
+    Attributes:
+        turns: the directions whose turn is due, in order.
+        sessions: those that are bulk, with how many octets they had carried when last looked at.
+    """
+
+    def __init__(self) -> None:
+        self.turns: deque[Direction] = deque()
+        self.sessions: dict[RelaySession, int] = {}
+
+    def note_large(self, direction: Direction) -> bool:
+        """Count a large read; a few in a row make the session bulk, and then this is True."""
+        pace, session = direction.pace, direction.session
+        pace.larges = pace.larges + 1 if direction.reads == pace.last_large + 1 else 1
+        pace.last_large = direction.reads
+        legs = session.client, session.backend
+        if (
+            pace.larges < LARGES_TO_BEGIN
+            or session in self.sessions
+            or session.ending is not None
+            or any(leg.unsent for leg in legs)
+        ):
+            return False
+        for leg in legs:
+            leg.buffer()
+        self.sessions[session] = -1
+        for each in (direction, direction.reverse):
+            each.pace.smalls = 0
+            self.enqueue(each)
+        return True
+
+    def enqueue(self, direction: Direction) -> None:
+        """Let a direction have a turn."""
+        if not direction.pace.is_queued:
+            direction.pace.is_queued = True
+            self.turns.append(direction)
+
+    def next_turn(self) -> Direction:
+        """The direction whose turn it is. There must be one."""
+        direction = self.turns.popleft()
+        direction.pace.is_queued = False
+        return direction
+
+    def take_turn(self, direction: Direction) -> None:
+        """One slice; after a few small ones the session is bulk no more."""
+        pace = direction.pace
+        taken = direction.session.step(direction, SLICE_OCTETS)
+        pace.smalls = 0 if taken >= LARGE_OCTETS else pace.smalls + 1
+        if taken > SLICE_OCTETS // 2:
+            self.enqueue(direction)  # there will be more: no event is waited for
+        if pace.smalls >= SMALLS_TO_END and direction.reverse.pace.smalls > 0:
+            self._end(direction.session)
+
+    def look_for_silent(self) -> list[RelaySession]:
+        """End bulk transfers that have carried nothing since the last look, and return their sessions."""
+        silent = [session for session, octets in self.sessions.items() if session.octets == octets]
+        for session in silent:
+            self._end(session)
+        self.sessions.update((session, session.octets) for session in self.sessions)
+        return silent
+
+    def _end(self, session: RelaySession) -> None:
+        # Both, whether the first can or not: what cannot yet is tried again.
+        is_free = [leg.unbuffer() for leg in (session.client, session.backend)]
+        if all(is_free):
+            del self.sessions[session]
+            session.from_client.pace.larges = session.from_backend.pace.larges = 0
+
+    def forget(self, session: RelaySession) -> None:
+        """A session is over."""
+        self.sessions.pop(session, None)

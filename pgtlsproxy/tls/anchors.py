@@ -1,0 +1,100 @@
+"""Whether a set of trust anchors and revocation lists can vouch for anybody at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from pgtlsproxy.errors import ClientCertificateRefused
+from pgtlsproxy.identity import printable
+from pgtlsproxy.tls.certificates import describe
+from pgtlsproxy.tls.contexts import Trust
+from pgtlsproxy.tls.der import MalformedDER
+from pgtlsproxy.tls.distinguished_name import parse, rfc2253
+from pgtlsproxy.tls.file_access import UnusableFile
+
+MAX_SHOWN: Final = 3
+"""Names that a message lists; the rest are counted."""
+
+
+def require_root(anchors: Sequence[x509.Certificate], file: str) -> None:
+    """Refuse a file that no chain can end in.
+
+    OpenSSL ends a chain in a self-signed certificate; neither PostgreSQL nor libpq sets
+    X509_V_FLAG_PARTIAL_CHAIN, which would let it end elsewhere.
+
+    Args:
+        anchors: what is in the file, at least one.
+        file: its name, for the message.
+
+    Raises:
+        UnusableFile: not one of them is self-signed.
+    """
+    if any(_is_root(anchor) for anchor in anchors):
+        return
+    first = anchors[0]
+    raise UnusableFile(
+        f'root certificate file "{file}": there is no root certificate in it, only {subject(first)}, which '
+        f"was issued by {issuer(first)}: nobody's certificate would verify; name the file of that root"
+    )
+
+
+def crl_warning(trust: Trust) -> str | None:
+    """Whose certificates are all refused, for want of a revocation list; None where there is one for each."""
+    if not trust.check_crls:
+        return None
+    missing = [anchor for anchor in trust.anchors if not any(_is_by(crl, anchor) for crl in trust.crls)]
+    if not missing:
+        return None
+    there = [_crl_issuer(crl) for crl in trust.crls]
+    return (
+        f"has no revocation list of {_listed([subject(anchor) for anchor in missing])}, only of "
+        f"{_listed(there) if there else 'nobody'}: every certificate issued there is refused (unable to get "
+        "certificate CRL)"
+    )
+
+
+def subject(certificate: x509.Certificate) -> str:
+    """The subject of a certificate, for a message."""
+    try:
+        return printable(describe(certificate).dn)
+    except ClientCertificateRefused:
+        return "a certificate with unreadable names"
+
+
+def issuer(certificate: x509.Certificate) -> str:
+    """The issuer of a certificate, for a message."""
+    try:
+        return printable(describe(certificate).issuer_dn)
+    except ClientCertificateRefused:
+        return "somebody with an unreadable name"
+
+
+def _is_root(anchor: x509.Certificate) -> bool:
+    try:
+        return anchor.subject == anchor.issuer
+    except ValueError:  # OpenSSL reads names that cryptography does not, and has the last word
+        return True
+
+
+def _is_by(crl: x509.CertificateRevocationList, anchor: x509.Certificate) -> bool:
+    try:
+        return crl.issuer == anchor.subject and crl.is_signature_valid(anchor.public_key())  # type: ignore[arg-type]
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+
+
+def _crl_issuer(crl: x509.CertificateRevocationList) -> str:
+    try:
+        return printable(rfc2253(parse(crl.issuer.public_bytes())))
+    except (ValueError, MalformedDER):
+        return "somebody with an unreadable name"
+
+
+def _listed(names: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    more = len(distinct) - MAX_SHOWN
+    return " and ".join(distinct[:MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")

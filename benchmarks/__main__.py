@@ -132,7 +132,8 @@ def _keep(outcome: Outcome, *, docs: bool) -> None:
     draw(Readings(outcome.readings), targets[2])
     if docs:
         chart = f"![chart](../benchmarks/results/{targets[2].name})"
-        when = f"`./dev bench{' --quick' if outcome.kind == 'quick' else ''}`, {outcome.began:%Y-%m-%d}"
+        command = {"full": "`./dev bench`", "quick": "Preliminary, by `./dev bench --quick`"}
+        when = f"{command.get(outcome.kind, 'A part, by `./dev bench`')}, {outcome.began:%Y-%m-%d}."
         DOCUMENT.write_text(put_into_document(DOCUMENT.read_text(), f"{when}\n\n{text}\n{chart}"))
         targets.append(DOCUMENT)
     written = ", ".join(str(each.relative_to(DOCUMENT.parents[1])) for each in targets)

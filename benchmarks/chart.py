@@ -49,6 +49,10 @@ def draw(readings: Readings, target: Path) -> None:
     for axis, (measure, case, metric, title) in zip(axes.flat, panels, strict=False):
         _panel(axis, readings, measure, [case] if case else readings.cases(measure), metric)
         axis.set_title(title, fontsize=11)
+    bars = {
+        label: bar for axis in axes.flat for bar, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(bars.values(), bars.keys(), loc="outside lower center", ncols=len(COLOURS), frameon=False)
     figure.suptitle("pgtlsproxy and its peers: median and range of interleaved rounds, less is better")
     figure.savefig(target, dpi=110)
     plt.close(figure)
@@ -74,4 +78,3 @@ def _panel(axis: Any, readings: Readings, measure: str, cases: Sequence[str], me
     axis.set_xticks(range(len(cases)), cases)
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)

@@ -16,8 +16,8 @@ from pgtlsproxy.demo.installations import ServerUser
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _STOP_TIMEOUT: Final = 20.0
 
-_UNLESS_ORPHANED: Final = '[ "$PPID" = "$1" ] || exit 1; shift; exec "$@"'
-"""We may have died before the kernel was told what to do then."""
+# We may have died before the kernel was asked to end it with us.
+_UNLESS_ORPHANED: Final = '[ "$PPID" = "$0" ] && exec "$@"'
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def running(
     """
     user = user or ServerUser()
     process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "sh", "-c", _UNLESS_ORPHANED, "sh", str(os.getpid()), *command],
+        ["setpriv", "--pdeathsig", "KILL", "/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *command],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,

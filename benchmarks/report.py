@@ -125,7 +125,7 @@ def show(outcome: Outcome, console: Console) -> None:
     """All tables: coloured boxes in a terminal, Markdown in a pipe."""
     readings = Readings(outcome.readings)
     for label, text in (*machine().items(), *outcome.versions.items()):
-        _line(console, Text.assemble((f"{label}: ", "bold"), printable(text)))
+        _line(console, Text.assemble("* ", (f"{label}: ", "bold"), printable(text)))
     for measure in readings.measures():
         _heading(console, TITLES[measure])
         console.print(_table(console, readings, measure))

@@ -16,7 +16,7 @@ from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.protocol.messages import backend_reader, parse_error_response
 from pgtlsproxy.protocol.startup import MAX_NAME_OCTETS, StartupMessage, encode_startup
 from pgtlsproxy.proxy.candidates import Candidates
-from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_to_backend
+from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_startup
 from pgtlsproxy.proxy.stages import BackendAddress, BackendLeg, Negotiated
 from pgtlsproxy.tls.stream import Leg, TLSLeg
 
@@ -106,7 +106,7 @@ def joined_application_name(startup: StartupMessage, added: str) -> str:
 async def _start(leg: Leg, address: BackendAddress, startup: bytes, negotiated: Negotiated) -> BackendLeg:
     """Send the StartupMessage and wait for the first message that answers it."""
     reader = backend_reader()
-    await send_to_backend(leg, startup)
+    await send_startup(leg, startup)
     first = await read_message(leg, reader)
     while first.type in _AHEAD_OF_AUTHENTICATION:
         first = await read_message(leg, reader)

@@ -47,14 +47,7 @@ _ABOUT_CERTIFICATES: Final = ("certificate", "unknown ca")
 
 
 class OwnCertificateRefused(BackendTLSFailed):
-    """The server's TLS alert is about the certificate that the proxy shows.
-
-    Args:
-        alert: OpenSSL's words for it.
-    """
-
-    def __init__(self, alert: str) -> None:
-        super().__init__(f"the backend refuses the proxy's own certificate: {alert}")
+    """The server does not take the certificate that the proxy shows."""
 
     def at(self, address: BackendAddress, backend: Backend) -> BackendTLSFailed:
         """The same, naming the address and the file."""
@@ -66,6 +59,10 @@ def is_about_own_certificate(error: LegLost) -> bool:
     """Whether a connection was ended by an alert that judges our certificate."""
     text = str(error)
     return " alert " in text and any(word in text for word in _ABOUT_CERTIFICATES)
+
+
+def _own_certificate_refused(alert: LegLost) -> OwnCertificateRefused:
+    return OwnCertificateRefused(f"the backend refuses the proxy's own certificate: {alert}")
 
 
 async def dial(address: BackendAddress, backend: Backend, context: SSL.Context | None) -> Leg:
@@ -181,7 +178,7 @@ async def _encrypt(
         raise BackendTLSFailed(f"{address}: {error}; {_who_vouches(backend)}") from None
     except LegLost as error:
         if is_about_own_certificate(error):
-            raise OwnCertificateRefused(f"{error}").at(address, backend) from None
+            raise _own_certificate_refused(error).at(address, backend) from None
         raise BackendTLSFailed(f"{address}: {error}") from None
     _check_tls(leg, address, backend, is_direct=backend.sslnegotiation == "direct")
     return leg
@@ -263,20 +260,30 @@ async def send_to_backend(leg: Leg, data: bytes) -> None:
     try:
         await leg.send(data)
     except LegLost as error:
-        raise _broken(await _last_word(leg, error)) from None
+        raise _broken(error) from None
 
 
-async def _last_word(leg: Leg, error: LegLost) -> LegLost:
-    """Why a send failed: an alert may have come in before the connection was reset, and says more."""
+async def send_startup(leg: Leg, data: bytes) -> None:
+    """Send what comes first behind the handshake.
+
+    Raises:
+        OwnCertificateRefused: inside TLS, the backend has hung up already.
+        BackendUnavailable: outside, the connection broke.
+    """
     try:
-        await leg.receive(1)
-    except LegLost as later:
-        return later if is_about_own_certificate(later) else error
-    return error
+        await leg.send(data)
+    except LegLost as error:
+        if not leg.is_tls:
+            raise _broken(error) from None
+        # OpenSSL reads nothing more behind a send that failed, so an alert that had come in is lost.
+        raise OwnCertificateRefused(
+            "the backend hung up behind the TLS handshake, as when it refuses the proxy's own certificate: "
+            f"{error}"
+        ) from None
 
 
 def _broken(error: LegLost) -> BackendUnavailable:
     # In TLS 1.3 a server's word on the client's certificate comes behind the handshake.
     if is_about_own_certificate(error):
-        return OwnCertificateRefused(str(error))
+        return _own_certificate_refused(error)
     return BackendUnavailable(f"the backend's connection broke during the login: {error}")

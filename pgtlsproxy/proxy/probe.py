@@ -16,7 +16,7 @@ from pgtlsproxy.protocol.backend import SCRAM_PLUS
 from pgtlsproxy.protocol.messages import backend_reader, parse_authentication, parse_error_response
 from pgtlsproxy.protocol.startup import NEWEST, StartupMessage, encode_startup
 from pgtlsproxy.proxy.candidates import Candidates
-from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_to_backend
+from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_startup
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import BackendSnapshot
 from pgtlsproxy.proxy.stages import BackendAddress
@@ -74,7 +74,7 @@ async def _probe_address(backend: BackendSnapshot, address: BackendAddress) -> P
 async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str]:
     user = f"pgtlsproxy_check_{secrets.token_hex(4)}"
     reader = backend_reader()
-    await send_to_backend(leg, encode_startup(StartupMessage(NEWEST, user, "postgres")))
+    await send_startup(leg, encode_startup(StartupMessage(NEWEST, user, "postgres")))
     message = await read_message(leg, reader)
     while message.type not in {b"R", b"E"}:
         message = await read_message(leg, reader)

@@ -58,7 +58,10 @@ class RawTLS(RawLeg):
         self._failure: LegLost | None = None
         self._connection = leg.connection
         self.handle = leg.connection
-        view = buffers.plain_view
+        self._set_calls()
+
+    def _set_calls(self) -> None:
+        view = self._buffers.plain_view
 
         def read(connection: SSL.Connection, _buffer: Any, octets: int) -> int:
             return self._code(lambda: connection.recv_into(view, octets))
@@ -146,12 +149,15 @@ class RawFastTLS(RawTLS):
 
     def __init__(self, leg: TLSLeg, buffers: Buffers) -> None:
         super().__init__(leg, buffers)
-        self.handle = openssl.handle_of(leg.connection)
-        self.read, self.write = openssl.SSL_read, openssl.SSL_write
         self._bios: openssl.MemoryBIOs | None = None
         self._deferred: Want | LegLost | None = None
         self._has_said_goodbye = False
         openssl.write_whole(leg.connection)
+
+    @override
+    def _set_calls(self) -> None:
+        self.handle = openssl.handle_of(self._connection)
+        self.read, self.write = openssl.SSL_read, openssl.SSL_write
 
     @override
     def _want(self, result: int) -> Want:

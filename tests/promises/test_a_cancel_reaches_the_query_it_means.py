@@ -122,12 +122,12 @@ def key_of(client):
     return int.from_bytes(body[:4], "big"), body[4:]
 
 
-def cancel(address, pid, key, *, tls=False):
+def cancel(address, pid, key, *, tls=False, certificate=None):
     """Send a CancelRequest; whatever comes back until the end."""
     with wire.WireClient(address) as client:
         if tls:
             assert client.ask_for_tls() == b"S"
-            client.start_tls()
+            client.start_tls(wire.tls_context(certificate=certificate))
         client.send(wire.cancel_request(pid, key))
         return client.read_to_end()
 
@@ -145,6 +145,18 @@ def test_it_reaches_the_right_one_of_two_and_gets_no_answer(running, cluster, tl
         assert is_sleeping(cluster, keys[one][0])
         assert cancel(address, *keys[one], tls=tls) == b""
         assert until_error(one) == ("57014", CANCELED)
+
+
+@pytest.mark.parametrize("name", ["alice", "somebody else"])
+def test_the_name_in_a_certificate_makes_no_difference(running, cluster, certs, name):
+    """The key is the proof, as at PostgreSQL: libpq shows the session's certificate, a pooler its own."""
+    address = ("127.0.0.1", running.port("tls"))
+    with wire.connected(address) as client:
+        pid, key = key_of(client)
+        client.send(wire.query(SLEEP))
+        until(lambda: is_sleeping(cluster, pid))
+        assert cancel(address, pid, key, tls=True, certificate=certs.client(name)) == b""
+        assert until_error(client) == ("57014", CANCELED)
 
 
 def is_sleeping(cluster, pid):

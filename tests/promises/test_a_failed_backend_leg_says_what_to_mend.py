@@ -30,9 +30,11 @@ def test_a_certificate_of_ours_that_the_server_refuses_names_its_file(
         own = certs.ca.expired(common_names("pgtlsproxy"), usage="client")
     backend = with_certificate(tls_cluster(17), certs, own, ssl_max_protocol_version=version)
     text = reason(proxy(config({"a": in_clear()}, primary=backend), HBA), psql)
-    begins = f"backend primary: localhost (127.0.0.1:{backend['port']}): the backend refuses the proxy's own "
-    assert text.startswith(f"{begins}certificate: ")
-    assert text.endswith(f"{alert}; sslcert is {own.crt}")
+    assert text.startswith(f"backend primary: localhost (127.0.0.1:{backend['port']}): the backend ")
+    assert "refuses the proxy's own certificate: " in text
+    assert text.endswith(f"; sslcert is {own.crt}")
+    # In TLS 1.3 the alert comes behind the handshake, and may be overtaken by the reset that follows it.
+    assert alert in text or ("hung up behind the TLS handshake" in text and version == "TLSv1.3")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -45,6 +45,8 @@ VERDICTS = {
     "another CA": (CLOSED, None),
     "another CA's chain": (CLOSED, None),
     "self-signed": (CLOSED, None),
+    "alice, forged": (CLOSED, None),
+    "the CA, forged": (CLOSED, None),
     "expired": (CLOSED, None),
     "not yet valid": (CLOSED, None),
     "a server's": (CLOSED, None),
@@ -64,10 +66,28 @@ TLS_ERRORS = {
     "another CA": "unable to get local issuer certificate",
     "another CA's chain": "self-signed certificate in certificate chain",
     "self-signed": "self-signed certificate",
+    "alice, forged": "certificate signature failure",
     "expired": "certificate has expired",
     "not yet valid": "certificate is not yet valid",
     "a server's": "unsuitable certificate purpose",
 }
+
+
+def forged(issued, folder):
+    """A copy of a certificate, names and key ids and all, with a new key and a signature by that."""
+    folder.mkdir()
+    original, key = issued.certificate, ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateBuilder(original.issuer, original.subject, key.public_key())
+    builder = builder.serial_number(original.serial_number)
+    builder = builder.not_valid_before(original.not_valid_before_utc)
+    builder = builder.not_valid_after(original.not_valid_after_utc)
+    for extension in original.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    certificate = builder.sign(key, hashes.SHA256())
+    crt, key_file = folder / "forged.crt", folder / "forged.key"
+    crt.write_bytes(certificate.public_bytes(Encoding.PEM))
+    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return Issued(certificate, key, crt, key_file)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +127,8 @@ def certificates(certs, tmp_path_factory):
         "another CA": foreign,
         "another CA's chain": Issued(foreign.certificate, foreign.private_key, chain, foreign.key),
         "self-signed": Authority.root(folder / "self", "alice").issued,
+        "alice, forged": forged(certs.client("alice"), folder / "alice"),
+        "the CA, forged": forged(ca.issued, folder / "ca"),
         "expired": ca.expired(alice, usage="client"),
         "not yet valid": ca.issue(alice, usage="client", not_before=datetime.now(UTC) + timedelta(days=1)),
         "a server's": ca.issue(alice, usage="server"),

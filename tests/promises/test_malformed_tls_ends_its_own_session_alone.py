@@ -527,6 +527,7 @@ ODD_HELLOS = {
     "with a session id": (WHOLE, {"session_id": bytes(32)}),
     "with fragments of 512 octets": (WHOLE, {"change": {MAX_FRAGMENT_LENGTH: b"\x01"}}),
     "with a cookie that nobody gave": (WHOLE, {"change": {COOKIE: vector(b"cookie")}}),
+    "with an address as name": (WHOLE, {"change": {SERVER_NAME: server_names(b"127.0.0.1")}}),
     "with a heartbeat extension": (WHOLE, {"versions": V12, "change": {15: b"\x01"}}),
 }  # fmt: skip
 

@@ -166,7 +166,16 @@ def test_a_server_that_sees_the_proxys_certificate_is_fenced_though_it_may_ask(p
 
 
 @pytest.mark.parametrize(
-    "words", [{"role": "postgres"}, {"options": "-c role=postgres"}, {"session_authorization": "postgres"}]
+    "words",
+    [
+        {"role": "postgres"},
+        {"session_authorization": "postgres"},
+        {"options": "-c role=postgres"},
+        {"options": "-crole=postgres"},
+        {"options": "--role=postgres"},
+        {"options": r"-c application_name=a\ b  -c   role=postgres"},
+    ],
+    ids=str,
 )
 def test_a_role_that_a_client_asks_for_is_the_servers_to_judge(ports, certs, cluster, words):
     found = attempt(ports["hostssl all all all cert"], certs.client("alice"), "alice", None, **words)

@@ -190,6 +190,23 @@ def test_a_packet_of_an_impossible_length_is_closed_without_a_word(running, serv
             assert answer(direct, data) == b""
 
 
+@pytest.mark.parametrize("length", [0, 3, 7, 10_005, 2**31 - 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("inside_tls", [False, True], ids=["in clear", "in TLS"])
+def test_what_an_impossible_length_announces_is_not_waited_for(
+    running, nobody_is_dialled, inside_tls, length
+):
+    """The client says no more and does not end: the length word alone is enough."""
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
+        if inside_tls:
+            assert client.ask_for_tls() == b"S"
+            client.start_tls()
+        start = time.monotonic()
+        client.send(length_word(length, V3))
+        assert client.read_to_end() == b""
+        assert time.monotonic() - start < wire.PROMPTLY
+        assert refusal_of(running, client)["kind"] == "client_protocol"
+
+
 @pytest.mark.parametrize("data", SILENTLY_CLOSED.values(), ids=SILENTLY_CLOSED.keys())
 def test_so_it_is_inside_tls(running, nobody_is_dialled, data):
     with wire.connected(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:

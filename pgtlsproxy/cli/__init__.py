@@ -26,13 +26,16 @@ COMMANDS: Final = {
 }
 """Sub-commands and their one line, known without importing them."""
 
+HIDDEN: Final = frozenset({"worker"})
+"""What people do not call."""
+
 
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in COMMANDS:
+        if cmd_name not in COMMANDS and cmd_name not in HIDDEN:
             return None
         command = getattr(importlib.import_module(f"pgtlsproxy.cli.{cmd_name}"), cmd_name)
         return command if isinstance(command, click.Command) else None

@@ -16,7 +16,7 @@ def serve(path: str) -> int:
     """Run the proxy until SIGTERM or SIGINT; SIGHUP reloads the configuration.
 
     Events go to stderr, one a line. Exit status: 0 ended as told, 1 the configuration cannot be used
-    or an address is taken, 70 a bug.
+    or an address is taken, 70 a bug, or no worker starts.
 
     \b
     Example:
@@ -26,19 +26,18 @@ def serve(path: str) -> int:
         click.echo("pgtlsproxy serve needs Linux.", err=True)
         return 1
     from pgtlsproxy.observability.logs import queued_log
-    from pgtlsproxy.proxy.expiry import judge_expiry
-    from pgtlsproxy.proxy.server import serve as run
-    from pgtlsproxy.proxy.snapshot import load
+    from pgtlsproxy.proxy.files import read
+    from pgtlsproxy.proxy.supervisor import make_table, supervise
 
+    files = read(path)
+    settings = files.settings
+    if settings is None:
+        print_mistakes(files.mistakes)
+        return 1
+    table = make_table(settings)
     try:
-        loaded = load(path)
-        log = loaded.snapshot.settings.log
-        with queued_log(log.format, log.level) as logger:
-            expiry = judge_expiry(loaded.snapshot)
-            for warning in (*loaded.warnings, *expiry.expired, *expiry.soon):
-                logger.warning("config_warning", warning=str(warning))
-            run(loaded.snapshot, logger)
+        with queued_log(settings.log.format, settings.log.level, lock=table.descriptor) as logger:
+            return supervise(files, settings, table, logger)
     except ConfigError as error:
         print_mistakes(error.mistakes)
         return 1
-    return 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pgtlsproxy.config.backend import USER_PLACEHOLDER, Backend
 from pgtlsproxy.config.listener import Listener
 from pgtlsproxy.config.loading import load_settings
-from pgtlsproxy.config.settings import Log, Settings
+from pgtlsproxy.config.settings import MAX_CONNECTIONS, Log, Settings
 from pgtlsproxy.config.values import Host, TCPAddress, UnixAddress
 
 __all__ = [
+    "MAX_CONNECTIONS",
     "USER_PLACEHOLDER",
     "Backend",
     "Host",

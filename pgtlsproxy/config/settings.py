@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -22,10 +23,23 @@ MIN_PENDING: Final = 16
 MAX_CANCEL_RATE: Final = 1_000_000
 
 
-def _workers(value: object) -> Literal[1]:
-    if isinstance(value, int) and not isinstance(value, bool) and value == 1:
-        return 1
-    raise BadValue(f"found {found(value)}: several workers are not in this version; write 1, or leave it out")
+MAX_WORKERS: Final = 64
+
+
+def _workers(value: object) -> int:
+    if value == "auto":
+        return min(_cores(), MAX_WORKERS)
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_WORKERS:
+        return value
+    raise BadValue(f"found {found(value)}, expected auto or a whole number from 1 to {MAX_WORKERS}")
+
+
+def _cores() -> int:
+    """The cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # `check` runs elsewhere too
+        return os.cpu_count() or 1
 
 
 def _never(value: object) -> float:
@@ -66,8 +80,8 @@ class General(Model):
         }
     )
 
-    workers: Annotated[Literal[1], BeforeValidator(_workers)] = 1
-    """Processes that serve sessions. Ours."""
+    workers: Annotated[int, BeforeValidator(_workers)] = 1
+    """Processes that serve sessions, each on one core; `auto` is one for each core. Ours."""
 
     reload_interval: Annotated[float, BeforeValidator(_never)] = 0.0
     """Seconds between looks at the files; 0 to reload on SIGHUP alone. Ours."""

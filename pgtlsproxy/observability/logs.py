@@ -63,7 +63,9 @@ SESSION_LEVELS: Final[Mapping[str, int]] = {
 
 
 @contextlib.contextmanager
-def queued_log(log_format: str | None, level: str) -> Iterator[FilteringBoundLogger]:
+def queued_log(
+    log_format: str | None, level: str, *, worker: int | None = None, lock: int | None = None
+) -> Iterator[FilteringBoundLogger]:
     """Set up logging for a process that serves: whoever stops reading stderr holds up nobody.
 
     What the context's end finds queued is written, within a second.
@@ -71,15 +73,20 @@ def queued_log(log_format: str | None, level: str) -> Iterator[FilteringBoundLog
     Args:
         log_format: as in `configure`.
         level: as in `configure`.
+        worker: as in `configure`.
+        lock: as in `QueuedStream`.
     """
-    stream = QueuedStream(sys.stderr)
-    logger = configure(log_format, level, stream)
+    stream = QueuedStream(sys.stderr, lock)
+    logger = configure(log_format, level, stream, worker)
     with stream.writing(lambda count: logger.error("log_lines_dropped", count=count)):
         yield logger
 
 
 def configure(
-    log_format: str | None, level: str, stream: TextIO | QueuedStream | None = None
+    log_format: str | None,
+    level: str,
+    stream: TextIO | QueuedStream | None = None,
+    worker: int | None = None,
 ) -> FilteringBoundLogger:
     """Set up logging for the process.
 
@@ -87,6 +94,7 @@ def configure(
         log_format: `json`, `console`, or None for the console in a terminal and JSON elsewhere.
         level: a key of LEVELS.
         stream: where to write; stderr when None.
+        worker: the number of this process among several that write there; a field of every event.
     """
     target = sys.stderr if stream is None else stream
     console = log_format == "console" or (log_format is None and target.isatty())
@@ -105,6 +113,8 @@ def configure(
         cache_logger_on_first_use=False,
     )
     logger: FilteringBoundLogger = structlog.get_logger()
+    if worker is not None:
+        logger = logger.bind(worker=worker)
     _catch_stray_output(logger)
     return logger
 

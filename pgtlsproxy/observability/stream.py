@@ -7,6 +7,7 @@ thread, and neither the event loop nor the end of the process.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import threading
@@ -32,11 +33,15 @@ class QueuedStream:
     own: a full disk must not end sessions, nor the proxy.
 
     Args:
-        stream: what has a file descriptor; nobody else may write to it meanwhile.
+        stream: what has a file descriptor.
+        lock: the descriptor of a file that every process which writes there has, too; None where no other
+            does. Only lines of up to PIPE_BUF octets would be whole without it, and only in a pipe. The
+            kernel lets go of it when a process dies.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, lock: int | None = None) -> None:
         self._stream = stream
+        self._lock = lock
         # Not the stream itself: the interpreter cannot end while a thread is blocked inside its buffer.
         self._descriptor = stream.fileno()
         self._process = os.getpid()
@@ -97,6 +102,23 @@ class QueuedStream:
                 self._changed.notify_all()
 
     def _write_whole(self, line: bytes) -> None:
+        with self._locked():
+            self._write_in_pieces(line)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._lock is None:
+            yield
+            return
+        with contextlib.suppress(OSError):  # rather a torn line than none
+            fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._lock, fcntl.LOCK_UN)
+
+    def _write_in_pieces(self, line: bytes) -> None:
         left = memoryview(line)
         with contextlib.suppress(OSError):
             while left:

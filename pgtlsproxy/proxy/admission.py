@@ -3,51 +3,101 @@
 Connections whose client nobody has proved yet have a limit of their own, `max_pending`: one more,
 and the oldest of them goes. So a crowd that says nothing, or stalls in its handshake or login, makes
 room for those who come after it. `max_connections` limits sessions: who has said what it wants holds
-one until its end, and who finds none left is told so.
+one until its end, and who finds none left is told so. Both are limits over all workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
 import trio
 
 from pgtlsproxy.config import Settings
-from pgtlsproxy.errors import Displaced, TooManyConnections
-
-HARD_LIMIT_MARGIN: Final = 256
-"""Connections beyond both limits: those that are being told that they are refused, for a second at most."""
+from pgtlsproxy.errors import Displaced, ShuttingDown, TooManyConnections
+from pgtlsproxy.proxy.limits import HARD_LIMIT_MARGIN
+from pgtlsproxy.proxy.shared_table import Count, WorkerSlot
 
 
 class Admission:
-    """What the connections of a process take up.
+    """What the connections of this worker take up, beside those of the others.
 
-    Attributes:
-        connections: that are open.
-        sessions: that hold one of max_connections.
-        unproven: whose client nobody has proved yet, the oldest first.
+    Args:
+        slot: where that is counted over all workers.
+        displace_at: lets another worker `displace`, by its number and the limit.
     """
 
-    def __init__(self) -> None:
-        self.connections = 0
-        self.sessions = 0
-        self.unproven: dict[Seat, None] = {}
+    def __init__(self, slot: WorkerSlot, displace_at: Callable[[int, int], None]) -> None:
+        self.slot = slot
+        self._displace_at = displace_at
+        self._unproven: dict[Seat, None] = {}
+        self._is_closed = False
 
     def seat(self, limits: Settings) -> Seat:
         """Count a connection that has just been accepted. Its seat is the caller's to leave."""
         return Seat(self, limits)
 
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._is_closed = True
+
+    def check_open(self) -> None:
+        """Judge whether a login that has just ended may become a session.
+
+        Raises:
+            ShuttingDown: nobody may.
+        """
+        if self._is_closed:
+            raise ShuttingDown("the worker is replaced, for it could not take the newest configuration")
+
+    def add_unproven(self, seat: Seat, limit: int) -> None:
+        """Count a connection that nobody has proved; where it is one too many, the oldest goes."""
+        self._unproven[seat] = None
+        self._publish(+1)
+        self.displace(limit)
+
+    def remove_unproven(self, seat: Seat) -> None:
+        """Count it as such no more, if it was."""
+        if seat in self._unproven:
+            del self._unproven[seat]
+            self._publish(-1)
+
+    def displace(self, limit: int) -> None:
+        """Let the oldest unproven connection go, and the next, while all workers have more than the limit.
+
+        Where another worker has it, that one is told to do the same.
+        """
+        while self.slot.total(Count.UNPROVEN) > limit:
+            worker = self.slot.holder_of_oldest()
+            if worker != self.slot.number:
+                self._displace_at(worker, limit)
+                return
+            oldest = next(iter(self._unproven), None)
+            if oldest is None:
+                return
+            self.remove_unproven(oldest)
+            oldest.scope.cancel()
+
+    def _publish(self, difference: int) -> None:
+        self.slot.add(Count.UNPROVEN, difference)
+        self.slot.set_oldest(next((seat.since for seat in self._unproven), 0.0))
+
 
 class Seat:
-    """What one connection takes up until it leaves."""
+    """What one connection takes up until it leaves.
+
+    Attributes:
+        since: `time.monotonic()` of its accept, which is the same clock in all workers.
+        scope: cancelled when it is displaced.
+    """
 
     def __init__(self, admission: Admission, limits: Settings) -> None:
-        admission.connections += 1
+        admission.slot.add(Count.CONNECTIONS, +1)
+        self.since = time.monotonic()
+        self.scope = trio.CancelScope()
         self._admission = admission
         self._limits = limits
-        self._scope = trio.CancelScope()
         self._has_session = False
 
     @contextmanager
@@ -57,28 +107,24 @@ class Seat:
         Raises:
             Displaced: they have, or so many connections are open that this one is not even listened to.
         """
-        most = self._limits.max_connections + self._limits.pending_limit + HARD_LIMIT_MARGIN
-        if self._admission.connections > most:
+        limit = self._limits.pending_limit
+        most = self._limits.max_connections + limit + HARD_LIMIT_MARGIN
+        if self._admission.slot.total(Count.CONNECTIONS) > most:
             raise Displaced(f"{most} connections are open: no more are listened to (max_connections)")
-        limit, unproven = self._limits.pending_limit, self._admission.unproven
-        unproven[self] = None
-        while len(unproven) > limit:
-            oldest = next(iter(unproven))
-            del unproven[oldest]
-            oldest._scope.cancel()  # noqa: SLF001 - of the same class
+        self._admission.add_unproven(self, limit)
         try:
-            with self._scope:
+            with self.scope:
                 yield
         finally:
             self.proved()
-        if self._scope.cancelled_caught:
+        if self.scope.cancelled_caught:
             raise Displaced(
                 f"younger connections took its place: {limit} unproven ones may be open (max_pending)"
             )
 
     def proved(self) -> None:
         """Somebody has proved the client, or it has gone: nobody displaces it any more."""
-        self._admission.unproven.pop(self, None)
+        self._admission.remove_unproven(self)
 
     def take_session(self) -> None:
         """Hold one of max_connections until the end.
@@ -86,13 +132,19 @@ class Seat:
         Raises:
             TooManyConnections: there is none left.
         """
-        if self._admission.sessions >= self._limits.max_connections:
-            raise TooManyConnections(f"{self._limits.max_connections} sessions are open (max_connections)")
-        self._admission.sessions += 1
+        # First counted and then judged: of two that take the last one in two workers, none gets a second.
+        self._admission.slot.add(Count.SESSIONS, +1)
         self._has_session = True
+        if self._admission.slot.total(Count.SESSIONS) > self._limits.max_connections:
+            self._give_back()
+            raise TooManyConnections(f"{self._limits.max_connections} sessions are open (max_connections)")
+
+    def _give_back(self) -> None:
+        if self._has_session:
+            self._has_session = False
+            self._admission.slot.add(Count.SESSIONS, -1)
 
     def leave(self) -> None:
         """Count the connection no more."""
-        self._admission.connections -= 1
-        if self._has_session:
-            self._admission.sessions -= 1
+        self._admission.slot.add(Count.CONNECTIONS, -1)
+        self._give_back()

@@ -2,6 +2,8 @@
 
 A request proves nothing but that its sender knows a key, so it needs no certificate and no
 policy, may come in clear (libpq's PQcancel always does), and has a budget of its own.
+
+Any worker may get it. The shared table tells which has the session, and that one sends it on.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import BackendUnavailable
-from pgtlsproxy.identity import ClientAddress
 from pgtlsproxy.observability.logs import RefusalFolder
 from pgtlsproxy.protocol.startup import CancelRequest
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.dial import dial
+from pgtlsproxy.proxy.mailboxes import Mailboxes, Routed
 from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.shared_table import WorkerSlot
 from pgtlsproxy.proxy.snapshot import BackendSnapshot
 from pgtlsproxy.proxy.stages import Accepted, BackendAddress, LoggedIn
 from pgtlsproxy.tls.stream import LegLost
@@ -29,10 +32,7 @@ CANCEL_SECONDS: Final = 5.0
 """How long a CancelRequest may take to reach the backend and the backend to close."""
 
 IN_FLIGHT: Final = 32
-"""CancelRequests with unknown keys that are under way at once; more are dropped."""
-
-SOURCES: Final = 10_000
-"""Sources whose requests are counted within a second; beyond, requests with unknown keys are dropped."""
+"""CancelRequests with unknown keys that are under way at once, over all workers; more are dropped."""
 
 
 class _Live:
@@ -53,16 +53,24 @@ class Cancels:
         logger: told of what is dropped.
         folder: what holds floods of that back.
         resolver: who turns names of backends into addresses.
+        slot: what this worker and the others know of each other.
+        mailboxes: the way to the others.
     """
 
-    def __init__(self, logger: FilteringBoundLogger, folder: RefusalFolder, resolver: Resolver) -> None:
+    def __init__(
+        self,
+        logger: FilteringBoundLogger,
+        folder: RefusalFolder,
+        resolver: Resolver,
+        slot: WorkerSlot,
+        mailboxes: Mailboxes,
+    ) -> None:
         self._logger = logger
         self._folder = folder
         self._resolver = resolver
         self._live: dict[tuple[str, int], list[_Live]] = {}
-        self._slots = trio.CapacityLimiter(IN_FLIGHT)
-        self._window = 0.0
-        self._counts: dict[str, int] = {}
+        self._slot = slot
+        self._mailboxes = mailboxes
 
     @contextmanager
     def registered(self, listener: str, session: LoggedIn) -> Iterator[None]:
@@ -70,15 +78,16 @@ class Cancels:
         if session.cancel_key is None:
             yield
             return
-        slot = listener, session.cancel_key.pid
+        name = listener, session.cancel_key.pid
         live = _Live(session.cancel_key.key.reveal(), session.backend, session.backend_address)
-        self._live.setdefault(slot, []).append(live)
+        self._live.setdefault(name, []).append(live)
         try:
-            yield
+            with self._slot.published(self._slot.tag(*name, live.key)):
+                yield
         finally:
-            self._live[slot].remove(live)
-            if not self._live[slot]:
-                del self._live[slot]
+            self._live[name].remove(live)
+            if not self._live[name]:
+                del self._live[name]
 
     async def forward(self, accepted: Accepted, request: CancelRequest) -> None:
         """Carry a request to its backend and wait until that has taken it. Never fails.
@@ -90,15 +99,33 @@ class Cancels:
             await self._forward(accepted, request)
 
     async def _forward(self, accepted: Accepted, request: CancelRequest) -> None:
-        key = request.key.reveal()
-        sessions = self._live.get((accepted.listener.name, request.pid), [])
-        matches = [live for live in sessions if hmac.compare_digest(live.key, key)]
-        if len(matches) > 1:
+        listener = accepted.listener.name
+        here = self._sessions(listener, request)
+        holders = self._slot.holders(self._slot.tag(listener, request.pid, request.key.reveal()))
+        if len(here) + len(holders) > 1:
             self._dropped(accepted, "two live sessions have this key: which one is meant cannot be told")
-        elif matches:
-            await self._send(matches[0].backend, matches[0].address, request)
-        else:
+        elif here:
+            await self._send(here[0].backend, here[0].address, request)
+        elif not holders or not await self._mailboxes.ask(
+            holders[0], Routed(listener, request.pid, request.key)
+        ):
             await self._forward_unknown(accepted, request)
+
+    def _sessions(self, listener: str, request: CancelRequest) -> list[_Live]:
+        """The sessions of this worker with this key."""
+        key = request.key.reveal()
+        sessions = self._live.get((listener, request.pid), [])
+        return [live for live in sessions if hmac.compare_digest(live.key, key)]
+
+    async def take(self, routed: Routed) -> bool:
+        """Carry what another worker got. Returns whether its session is here."""
+        request = CancelRequest(routed.pid, routed.key)
+        sessions = self._sessions(routed.listener, request)
+        if len(sessions) != 1:
+            return False
+        with trio.move_on_after(CANCEL_SECONDS):
+            await self._send(sessions[0].backend, sessions[0].address, request)
+        return True
 
     async def _forward_unknown(self, accepted: Accepted, request: CancelRequest) -> None:
         backends = [
@@ -109,21 +136,18 @@ class Cancels:
         if not backends:
             self._dropped(accepted, "no live session has this key (cancel_unknown: drop)")
             return
-        if not self._is_within_budget(accepted.address, accepted.snapshot.settings.cancel_rate):
+        rate = accepted.snapshot.settings.cancel_rate
+        if self._slot.count_unknown(accepted.address.source) > rate > 0:
             self._dropped(accepted, "more CancelRequests with unknown keys than cancel_rate allows")
             return
-        try:
-            self._slots.acquire_on_behalf_of_nowait(request)
-        except trio.WouldBlock:
-            self._dropped(accepted, "too many CancelRequests with unknown keys are under way")
-            return
-        try:
+        with self._slot.forwarding() as under_way:
+            if under_way > IN_FLIGHT:
+                self._dropped(accepted, "too many CancelRequests with unknown keys are under way")
+                return
             for backend in backends:
                 candidates = Candidates(backend.settings, self._resolver)
                 while (address := await candidates.next()) is not None:
                     await self._send(backend, address, request)
-        finally:
-            self._slots.release_on_behalf_of(request)
 
     async def _send(self, backend: BackendSnapshot, address: BackendAddress, request: CancelRequest) -> None:
         try:
@@ -139,17 +163,6 @@ class Cancels:
             pass
         finally:
             leg.close()
-
-    def _is_within_budget(self, address: ClientAddress, rate: int) -> bool:
-        now = trio.current_time()
-        if now - self._window >= 1.0:
-            self._window, self._counts = now, {}
-        source = address.source
-        count = self._counts.get(source, 0) + 1
-        if source not in self._counts and len(self._counts) >= SOURCES:
-            return False
-        self._counts[source] = count
-        return count <= rate or rate == 0
 
     def _dropped(self, accepted: Accepted, reason: str) -> None:
         if self._folder.admits("cancel_dropped", accepted.address.source, reason):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import secrets
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -54,7 +54,7 @@ class Services:
         resolver: names of backends to addresses.
         cancels: the live sessions' cancel keys.
         relay: what carries sessions that are logged in.
-        admission: how many are there.
+        admission: how many are there, and whether anybody is let in.
     """
 
     logger: FilteringBoundLogger
@@ -62,7 +62,7 @@ class Services:
     resolver: Resolver
     cancels: Cancels
     relay: Relay
-    admission: Admission = field(default_factory=Admission)
+    admission: Admission
 
 
 async def serve_session(sock: socket.socket, listener: str, snapshot: Snapshot, services: Services) -> None:
@@ -133,7 +133,10 @@ async def _log_in(
         backend = await connect(negotiated, grant, candidates)
         try:
             _note_backend(log, backend)
-            return await log_in(negotiated, grant, backend, candidates.target_session_attrs, client, log)
+            attrs = candidates.target_session_attrs
+            logged_in = await log_in(negotiated, grant, backend, attrs, client, log)
+            services.admission.check_open()
+            return logged_in  # noqa: TRY300 - where the check refuses, the leg is closed, too
         except WrongSessionAttributes as error:
             backend.leg.close()
             candidates.unfit(error)

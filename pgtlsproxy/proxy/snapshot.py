@@ -358,6 +358,9 @@ def restart_warnings(path: str, old: Settings, new: Settings) -> list[Mistake]:
             for key in ("listen", "unix_socket_permissions", "unix_socket_group")
             if getattr(old.listeners[name], key) != getattr(new.listeners[name], key)
         ]
-    if old.log != new.log:
-        warnings.append(Mistake(f"{path}: log", what))
+    warnings += [
+        Mistake(f"{path}: {key}", what)
+        for key in ("log", "workers")
+        if getattr(old, key) != getattr(new, key)
+    ]
     return warnings

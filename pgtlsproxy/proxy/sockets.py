@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pgtlsproxy.config import TCPAddress, UnixAddress
+from pgtlsproxy.config import Settings, TCPAddress, UnixAddress
+from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import ClientAddress, IPAddress, OSUser
 
 BACKLOG: Final = 1024
@@ -49,6 +50,40 @@ class ListeningSocket:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def listen(path: str, settings: Settings) -> list[tuple[str, ListeningSocket]]:
+    """Listen on every address of the configuration, or on none.
+
+    Args:
+        path: the configuration file, for messages.
+        settings: what it says.
+
+    Returns:
+        (listener name, socket) pairs.
+
+    Raises:
+        ConfigError: with every address that cannot be had; the others are released.
+    """
+    opened: list[tuple[str, ListeningSocket]] = []
+    mistakes: list[Mistake] = []
+    for name, listener in settings.listeners.items():
+        for index, address in enumerate(listener.listen):
+            try:
+                sockets = (
+                    listen_tcp(address)
+                    if isinstance(address, TCPAddress)
+                    else [listen_unix(address, listener.unix_socket_permissions, listener.unix_socket_group)]
+                )
+            except BindError as error:
+                mistakes.append(Mistake(f"{path}: listeners.{name}.listen[{index}]", str(error)))
+            else:
+                opened.extend((name, sock) for sock in sockets)
+    if mistakes:
+        for _, sock in opened:
+            sock.close()
+        raise ConfigError(mistakes)
+    return opened
 
 
 def listen_tcp(address: TCPAddress) -> list[ListeningSocket]:

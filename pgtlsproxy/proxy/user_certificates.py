@@ -84,6 +84,11 @@ class UserCertificates:
         self._readers = trio.CapacityLimiter(READERS)
         self._locks: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
+    @property
+    def files(self) -> UserFiles:
+        """Where the certificates are; the same object as long as they are of the same configuration."""
+        return self._certificates
+
     def trusting(self, trust: Trust | None) -> UserCertificates:
         """The same, with another trust."""
         return UserCertificates(self._certificates, self._keys, self._passphrase, self._options, trust)

@@ -134,20 +134,25 @@ class Folder:
     Args:
         path: which directory.
         kind: what it is, for the messages.
+        descriptor: of the directory, where another process has opened it; the folder's from here on.
 
     Raises:
         UnusableFile: it cannot be opened.
     """
 
-    def __init__(self, path: str, kind: str) -> None:
+    def __init__(self, path: str, kind: str, *, descriptor: int | None = None) -> None:
         self.path = path
         # O_PATH: that its files can be opened is all that is needed, they need not be listed.
         flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
         try:
-            self._descriptor = os.open(path, flags)
+            self._descriptor = os.open(path, flags) if descriptor is None else descriptor
         except (OSError, ValueError) as error:
             raise UnusableFile(_cannot_open(path, error, kind)) from None
         weakref.finalize(self, os.close, self._descriptor)
+
+    def fileno(self) -> int:
+        """Its descriptor, which stays the folder's."""
+        return self._descriptor
 
     def read_file(self, name: str, kind: str) -> bytes:
         """Read a file in it that is not secret.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -212,12 +213,13 @@ CASES = {
     "pw_no_key": (passthrough(sslpassword="x"), BM + "sslpassword"),
     "abstract": (passthrough(host='"@x"'), BM + "host"),
     "host_port": (passthrough(host='"db:5432"'), BM + "host", "port"),
+    "workers_0": (text(top={"workers": 0}), "workers", "auto"),
+    "workers_many": (text(top={"workers": 65}), "workers", "64"),
+    "workers_word": (text(top={"workers": "many"}), "workers", "auto"),
     "host_label": (passthrough(host="a" * 64 + ".example"), BM + "host", "1 to 63"),
     "host_empty_label": (passthrough(host="db..example"), BM + "host", "1 to 63"),
     "host_two_dots": (passthrough(host="db.example.."), BM + "host", "1 to 63"),
     "host_long": (passthrough(host=".".join(["a" * 63] * 4)), BM + "host", "253"),
-    "workers": (text(top={"workers": 2}), "workers", "not in this version"),
-    "workers_auto": (text(top={"workers": "auto"}), "workers", "not in this version"),
     "workers_true": (text(top={"workers": "true"}), "workers"),
     "reload": (text(top={"reload_interval": "10s"}), "reload_interval", "not in this version"),
     "auth_long": (text(top={"authentication_timeout": "11min"}), "authentication_timeout"),
@@ -270,7 +272,7 @@ def test_every_mistake_is_told_at_once():
                     "unix_socket_permissions": "0770",
                 },
                 {**BASE_B, "sslmode": "require", "login": "magic", "port": 0},
-                top={"workers": 3, "drain_timeout": 1},
+                top={"workers": 0, "drain_timeout": 1},
             )
         )
     )
@@ -347,6 +349,12 @@ def test_lists_and_times_are_libpqs_and_postgresqls():
     assert b.connect_timeout == 0.5
     s = load(text(top={"authentication_timeout": "1min", "reload_interval": "0", "workers": 1}))
     assert s.authentication_timeout == 60
+
+
+def test_as_many_workers_as_it_says_and_auto_is_one_for_each_core_that_we_may_use():
+    assert [load(text(top={"workers": n})).workers for n in (1, 2, 64)] == [1, 2, 64]
+    assert load(text(top={"workers": "auto"})).workers == min(len(os.sched_getaffinity(0)), 64)
+    assert load(text()).workers == 1
 
 
 def test_a_quarter_of_max_connections_may_be_unproven_where_nothing_else_is_said():

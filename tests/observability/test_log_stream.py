@@ -5,6 +5,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -196,3 +197,55 @@ def test_an_error_behind_the_log_is_told_behind_it():
     first, second = done.stderr.splitlines()
     assert b'"first"' in first
     assert second == b"second"
+
+
+SPEAKS = """
+import os, sys
+from pgtlsproxy.observability.stream import QueuedStream
+name, lock = sys.argv[1], int(sys.argv[2])
+stream = QueuedStream(sys.stderr, lock)
+with stream.writing(print):
+    for number in range({lines}):
+        stream.write(f"{{name}} {{number}} " + name * (1 + number % 7 * 5000) + "\\n")
+    sys.stdin.read()
+"""
+
+
+def test_lines_of_many_processes_are_whole_however_long(pipe):
+    reader, writer = pipe
+    lines, names = 100, "abcd"
+    lock = os.memfd_create("lock")
+    speakers = [
+        subprocess.Popen(
+            [sys.executable, "-c", SPEAKS.format(lines=lines), name, str(lock)],
+            stdin=subprocess.PIPE, stderr=writer, pass_fds=[lock], cwd=Path(module.__file__).parents[2],
+        )
+        for name in names
+    ]  # fmt: skip
+    os.close(lock)
+    seen = defaultdict(list)
+    for _ in range(lines * len(names)):
+        name, number, rest = reader.readline().decode().split()
+        assert rest == name * (1 + int(number) % 7 * 5000)
+        seen[name].append(int(number))
+    for speaker in speakers:
+        speaker.stdin.close()
+        assert speaker.wait() == 0
+    assert seen == {name: list(range(lines)) for name in names}
+
+
+def test_a_process_that_dies_with_the_lock_lets_the_others_write(pipe):
+    reader, writer = pipe
+    with tempfile.TemporaryFile() as lock:
+        holds = "import fcntl, sys, time; fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX); print(flush=True); time.sleep(60)"
+        with subprocess.Popen(
+            [sys.executable, "-c", holds, str(lock.fileno())],
+            stdout=subprocess.PIPE,
+            pass_fds=[lock.fileno()],
+        ) as holder:
+            holder.stdout.readline()
+            queued = QueuedStream(writer, lock.fileno())
+            with queued.writing(pytest.fail):
+                queued.write("waits\n")
+                holder.kill()
+                assert reader.readline() == b"waits\n"

@@ -17,12 +17,14 @@ HBA = {"pg_hba.conf": "hostssl all all all cert\n"}
 
 FAILS_ONCE = """
 import sys
-from pgtlsproxy.proxy import server
-real = server.reload
-def broken(in_service):
-    server.reload = real
+from pgtlsproxy.proxy import origins
+real = origins.build
+def broken(files, in_service):
+    if in_service is None:
+        return real(files, in_service)
+    origins.build = real
     raise RuntimeError("made to fail")
-server.reload = broken
+origins.build = broken
 from pgtlsproxy.cli import main
 main(sys.argv[1:])
 """

@@ -123,7 +123,7 @@ def test_a_user_database_that_hangs_delays_no_tcp_client_and_refuses_the_others_
 def test_a_user_database_that_hangs_does_not_hold_up_the_end(start, folder):
     running = start(USER_DATABASE)
     with WireClient(f"{folder}/.s.PGSQL.1"):
-        threads = Path(f"/proc/{running.pid}/task")
+        threads = Path(f"/proc/{running.workers[0]}/task")
         before = len(list(threads.iterdir()))
         with WireClient(f"{folder}/.s.PGSQL.1"):
             until(lambda: len(list(threads.iterdir())) > before)

@@ -16,7 +16,8 @@ from fixtures.wire import WireClient
 
 LIMITED = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, {limits})
+if sys.argv[1] == "serve":  # and not in its workers, which inherit what it has made of it
+    resource.setrlimit(resource.RLIMIT_NOFILE, {limits})
 from pgtlsproxy.cli import main
 main(sys.argv[1:])
 """
@@ -50,7 +51,9 @@ def log_in(running):
 
 def granted(running):
     (line,) = [
-        line for line in Path(f"/proc/{running.pid}/limits").read_text().splitlines() if "open files" in line
+        line
+        for line in Path(f"/proc/{running.workers[0]}/limits").read_text().splitlines()
+        if "open files" in line
     ]
     return line.split()[3]
 
@@ -79,7 +82,7 @@ def test_clients_wait_while_there_is_none_and_are_served_when_there_is(start):
             stack.enter_context(WireClient(address))
         failed = running.wait_for_event("accept_failed")
         assert (failed["listener"], failed["reason"]) == ("clear", "Too many open files")
-        assert open_descriptors(running.pid) <= hard
+        assert open_descriptors(running.workers[0]) <= hard
         running.wait_for_event("accept_failed", since=running.mark())
         running.wait_for_event("accept_failed", since=running.mark())
     log_in(running)

@@ -42,11 +42,14 @@ class Log:
         self.events.append((event, fields))
 
 
+ALONE = SimpleNamespace(admission=SimpleNamespace(slot=SimpleNamespace(is_ahead=False)))
+
+
 async def accepting(sock, seconds):
     """Run the loop of listener `x` for some seconds of the clock. Returns what was logged."""
     log = Log()
     with trio.move_on_after(seconds):
-        await Server(None, None, log)._accept("x", SimpleNamespace(sock=sock), None)
+        await Server(None, ALONE, log)._accept("x", sock, None)
     return log.events
 
 
@@ -91,7 +94,7 @@ async def test_connections_that_broke_in_the_queue_delay_nobody_behind_them(
     with ours, theirs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other)
-            await Server(None, None, log)._accept("x", SimpleNamespace(sock=sock), nursery)
+            await Server(None, ALONE, log)._accept("x", sock, nursery)
     assert trio.current_time() == start
     assert len(seen_by_others) > 100, "others ran in between"
     assert log.events == []

@@ -1,0 +1,238 @@
+"""What all workers must know of each other at once, in memory that they share and without a lock.
+
+Every worker has a slot that it alone writes and all read: how many connections and sessions it has, how
+many CancelRequests with unknown keys it has seen, and which cancel keys are its sessions'. A limit over
+all workers is a sum over the slots. The supervisor clears the slot of a worker that is dead.
+
+A key never stands in it, only a keyed digest of one. So the search need not take constant time: what it
+compares cannot be chosen by whoever does not know the table's secret. The worker that has the session
+compares the key itself, in constant time.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import hmac
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from pgtlsproxy.config import MAX_CONNECTIONS
+from pgtlsproxy.identity import Secret
+
+SOURCES: Final = 16_384
+"""Counters of a second's CancelRequests. Sources that share one by chance share a budget."""
+
+TAG_OCTETS: Final = 16
+
+
+class Count(enum.IntEnum):
+    """What workers count, each as a word at the beginning of its slot."""
+
+    CONNECTIONS = 0
+    """That are open."""
+    SESSIONS = 1
+    """That hold one of max_connections."""
+    UNPROVEN = 2
+    """Connections whose client nobody has proved yet."""
+    FORWARDING = 3
+    """CancelRequests with unknown keys that are under way."""
+
+
+_SERVING, _OLDEST, _WINDOW, _TAGS = range(4, 8)
+"""The other words there."""
+
+_WORD: Final = 4
+_WORD_RANGE: Final = 1 << 32
+_COUNTERS: Final = 16
+"""The first word behind them."""
+
+_COUNTERS_END: Final = (_COUNTERS + SOURCES) * _WORD
+_SLOT_OCTETS: Final = -(-(_COUNTERS_END + MAX_CONNECTIONS * TAG_OCTETS) // mmap.PAGESIZE) * mmap.PAGESIZE
+"""4 MB, of which the kernel keeps the pages that were written to."""
+
+
+class SharedTable:
+    """The memory itself.
+
+    Args:
+        slots: how many workers have one.
+        descriptor: of the memory, when another process has made it.
+    """
+
+    def __init__(self, slots: int, descriptor: int | None = None) -> None:
+        self.slots = slots
+        if descriptor is None:
+            descriptor = os.memfd_create("pgtlsproxy", os.MFD_CLOEXEC)
+            os.ftruncate(descriptor, slots * _SLOT_OCTETS)
+        self.descriptor = descriptor
+        self.octets = mmap.mmap(descriptor, slots * _SLOT_OCTETS)
+        # A word is written and read by one instruction: whoever reads sees the old or the new one.
+        self.words = memoryview(self.octets).cast("I")
+
+    def start(self, number: int) -> int:
+        """Where a slot begins.
+
+        Args:
+            number: of the worker, from 1.
+        """
+        return (number - 1) * _SLOT_OCTETS
+
+    def each(self, word: int) -> Iterator[int]:
+        """A word of every slot."""
+        for slot in range(self.slots):
+            yield self.words[slot * (_SLOT_OCTETS // _WORD) + word]
+
+    def clear(self, number: int) -> None:
+        """Forget a worker that is dead."""
+        start = self.start(number)
+        used = self.words[start // _WORD + _TAGS]
+        end = start + _COUNTERS_END + min(used, MAX_CONNECTIONS) * TAG_OCTETS
+        self.octets[start:end] = bytes(end - start)
+
+
+class WorkerSlot:
+    """A worker's own slot, and what it asks the others'.
+
+    Args:
+        table: the memory.
+        number: of this worker, from 1.
+        secret: the digests' key, the same for all workers.
+    """
+
+    def __init__(self, table: SharedTable, number: int, secret: Secret) -> None:
+        self.number = number
+        self._table = table
+        self._secret = secret
+        self._base = table.start(number) // _WORD
+        self._free: list[int] = []
+
+    # --- Connections ----------------------------------------------------------------------------------
+
+    def add(self, count: Count, difference: int) -> None:
+        """Count something of this worker's up or down."""
+        self._add(count, difference)
+
+    def _add(self, word: int, difference: int) -> None:
+        self._table.words[self._base + word] += difference
+
+    def total(self, count: Count) -> int:
+        """How many all workers have."""
+        return sum(self._table.each(count))
+
+    def set_oldest(self, since: float) -> None:
+        """Tell since when the oldest unproven connection of this worker is open, by `time.monotonic()`."""
+        self._table.words[self._base + _OLDEST] = _milliseconds(since)
+
+    def holder_of_oldest(self) -> int:
+        """The number of the worker that has the oldest unproven connection; this one where nobody has any."""
+        now = _milliseconds(time.monotonic())
+        ages = [
+            ((now - oldest) % _WORD_RANGE, number)
+            for number, (count, oldest) in enumerate(
+                zip(self._table.each(Count.UNPROVEN), self._table.each(_OLDEST), strict=True), start=1
+            )
+            if count
+        ]
+        return max(ages)[1] if ages else self.number
+
+    def set_serving(self, *, serving: bool) -> None:
+        """Say whether this worker accepts."""
+        self._table.words[self._base + _SERVING] = serving
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether this worker has more than its share of the connections of those that accept."""
+        serving = zip(self._table.each(_SERVING), self._table.each(Count.CONNECTIONS), strict=True)
+        counts = [count for accepts, count in serving if accepts]
+        return self._table.words[self._base + Count.CONNECTIONS] * len(counts) > sum(counts)
+
+    # --- CancelRequests with unknown keys -----------------------------------------------------------------
+
+    def count_unknown(self, source: str) -> int:
+        """Count a CancelRequest. Returns how many of its source all workers have seen in this second.
+
+        Args:
+            source: a `ClientAddress.source`.
+        """
+        table, base = self._table, self._base
+        window = int(time.monotonic()) % _WORD_RANGE  # the same clock in every process
+        if table.words[base + _WINDOW] != window:
+            start = (base + _COUNTERS) * _WORD
+            table.octets[start : start + SOURCES * _WORD] = bytes(SOURCES * _WORD)
+            table.words[base + _WINDOW] = window
+        word = _COUNTERS + int.from_bytes(self._digest(b"source", source.encode())) % SOURCES
+        self._add(word, 1)
+        counts = zip(table.each(_WINDOW), table.each(word), strict=True)
+        return sum(count for counted_in, count in counts if counted_in == window)
+
+    @contextmanager
+    def forwarding(self) -> Iterator[int]:
+        """Count one that is forwarded while the context lasts; its value is how many all workers forward."""
+        self.add(Count.FORWARDING, 1)
+        try:
+            yield self.total(Count.FORWARDING)
+        finally:
+            self.add(Count.FORWARDING, -1)
+
+    # --- Cancel keys ----------------------------------------------------------------------------------
+
+    def tag(self, listener: str, pid: int, key: bytes) -> bytes:
+        """What stands in the table for a cancel key."""
+        return self._digest(b"key", struct.pack("!i", pid), listener.encode(), key)
+
+    @contextmanager
+    def published(self, tag: bytes) -> Iterator[None]:
+        """Tell the other workers of a key while the context lasts.
+
+        Beyond the largest max_connections nothing is told: such a key is unknown to the others.
+        """
+        index = heapq.heappop(self._free) if self._free else self._table.words[self._base + _TAGS]
+        if index >= MAX_CONNECTIONS:
+            yield
+            return
+        start = self._tags_start(self.number) + index * TAG_OCTETS
+        self._table.octets[start : start + TAG_OCTETS] = tag
+        if index == self._table.words[self._base + _TAGS]:
+            self._add(_TAGS, 1)
+        try:
+            yield
+        finally:
+            self._table.octets[start : start + TAG_OCTETS] = bytes(TAG_OCTETS)
+            heapq.heappush(self._free, index)
+
+    def holders(self, tag: bytes) -> list[int]:
+        """The other workers that have a session with this key; one twice where two of its have."""
+        return [
+            number
+            for number in range(1, self._table.slots + 1)
+            if number != self.number
+            for _ in range(self._count(number, tag))
+        ]
+
+    def _count(self, number: int, tag: bytes) -> int:
+        start, count = self._tags_start(number), 0
+        used = self._table.words[self._table.start(number) // _WORD + _TAGS]
+        end = start + used * TAG_OCTETS
+        position = self._table.octets.find(tag, start, end)
+        while position >= 0:
+            count += (position - start) % TAG_OCTETS == 0
+            position = self._table.octets.find(tag, position + 1, end)
+        return count
+
+    def _tags_start(self, number: int) -> int:
+        return self._table.start(number) + _COUNTERS_END
+
+    def _digest(self, *fields: bytes) -> bytes:
+        message = b"".join(struct.pack("!I", len(field)) + field for field in fields)
+        return hmac.digest(self._secret.reveal(), message, "sha256")[:TAG_OCTETS]
+
+
+def _milliseconds(moment: float) -> int:
+    """A moment as a word; it starts over every 49 days, which differences do not mind."""
+    return int(moment * 1000) % _WORD_RANGE

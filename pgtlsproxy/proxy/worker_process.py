@@ -1,0 +1,99 @@
+"""A worker as its supervisor sees it: a process, and the socket pair to it."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Final
+
+from pgtlsproxy.proxy.channel import Order, Orders, Packed, pack
+
+END_SECONDS: Final = 10.0
+"""How long a worker may take to end. It ends its sessions at once."""
+
+_TERMINAL_SIGNALS: Final = {signal.SIGINT, signal.SIGHUP}
+
+
+class WorkerProcess:
+    """A process that was started by exec, with one end of a socket pair.
+
+    Args:
+        number: of the worker, from 1.
+
+    Attributes:
+        may_serve: whether it was told to accept.
+        served_since: `time.monotonic()` when it said that it does; None before.
+        end_by: `time.monotonic()` until which it must have ended.
+
+    Raises:
+        OSError: the system grants no more processes or descriptors.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.may_serve = False
+        self.served_since: float | None = None
+        self.end_by = math.inf
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = _start(theirs.fileno())
+            except BaseException:
+                ours.close()
+                raise
+        self.orders = Orders(ours)
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self._process.pid
+
+    def send(self, order: Order | Packed) -> None:
+        """Tell it what to do."""
+        self.orders.send(order if isinstance(order, Packed) else pack(order))
+
+    def status(self) -> int | None:
+        """Its exit status, or minus the signal that ended it; None while it lives."""
+        return self._process.poll()
+
+    def end(self) -> None:
+        """Tell it to end, if nobody has."""
+        if self.end_by == math.inf:
+            self.end_by = time.monotonic() + END_SECONDS
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End it."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Wait until it is gone."""
+        self._process.wait()
+
+
+def _start(control: int) -> subprocess.Popen[bytes]:
+    # Ctrl-C and the end of a terminal are told to every process in it. The supervisor answers them; in a
+    # worker they stay blocked, from before exec on.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)
+    try:
+        return subprocess.Popen(
+            [*_own_command(), "worker", "--control", str(control), "--supervisor", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[control],
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _own_command() -> list[str]:
+    """How this program was started, without its arguments: interpreter, its options, what it runs."""
+    arguments = len(sys.argv) - 1
+    before = sys.orig_argv[1 : len(sys.orig_argv) - arguments]
+    if arguments and sys.orig_argv[-arguments:] == sys.argv[1:]:
+        return [sys.executable, *before]
+    return [sys.executable, "-m", "pgtlsproxy"]

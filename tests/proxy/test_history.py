@@ -1,0 +1,144 @@
+"""A worker that starts later serves what the others do, whatever loaded when, and the sets it is given stay few."""
+
+import random
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from pgtlsproxy import pki
+from pgtlsproxy.proxy.channel import FileSet
+from pgtlsproxy.proxy.files import read
+from pgtlsproxy.proxy.history import History
+from pgtlsproxy.proxy.origins import Builder
+
+RELOADS = 25
+
+YAML = """
+listeners:
+  a: {listen: ["127.0.0.1:0"], ssl: on, ssl_cert_file: %(cert)s, ssl_key_file: %(cert)s, ssl_ca_file: ca.crt,
+      hba_file: a_hba.conf, backend: shared %(more)s}
+  u: {listen: ["unix:/tmp"], ssl: off, hba_file: u_hba.conf, backend: users}
+backends:
+  shared: {host: localhost, port: %(port)s, sslrootcert: ca.crt, login: passthrough}
+  users: {host: localhost, sslrootcert: roots.crt, sslcert: "%(folder)s/{user}.crt", sslkey: "%(folder)s/{user}.key",
+          login: certificate}
+"""
+PASSPHRASE = ', ssl_passphrase_command: "echo sesame"'
+
+
+@pytest.fixture(scope="module")
+def contents():
+    """For each file, what it may become: good ones that differ, and one that does not load."""
+    ca, other = pki.make_ca("one"), pki.make_ca("other")
+
+    def pem(issued):
+        key = issued.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return issued.certificate_pem() + key
+
+    yaml = {"cert": "server.pem", "more": "", "port": 5432, "folder": "users"}
+    return {
+        "pgtlsproxy.yaml": [
+            YAML % yaml,
+            YAML % (yaml | {"cert": "second.pem"}),
+            YAML % (yaml | {"port": 5433, "folder": "others"}),
+            YAML % (yaml | {"more": PASSPHRASE}),
+            "listeners: [",
+        ],
+        "server.pem": [pem(pki.issue_server(ca, ["localhost"])) for _ in range(2)] + [b"broken"],
+        "second.pem": [pem(pki.issue_server(ca, ["localhost"])) for _ in range(2)] + [b"broken"],
+        "ca.crt": [ca.certificate_pem(), other.certificate_pem(), b"broken"],
+        "roots.crt": [ca.certificate_pem(), other.certificate_pem(), b"broken"],
+        "a_hba.conf": ["hostssl all all all scram-sha-256\n", "hostssl all all all cert\n", "broken\n"],
+        "u_hba.conf": ["local all all peer\n", "local x all peer\n", "broken\n"],
+    }
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.touch(mode=0o600)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def shown(builder):
+    """What a snapshot serves, without the objects that it is made of."""
+
+    def pair(each):
+        return each and (
+            each.leaf.fingerprint(each.leaf.signature_hash_algorithm),
+            each.key.public_key().public_numbers(),
+        )
+
+    def trust(each):
+        return each and [anchor.subject for anchor in each.anchors]
+
+    def backend(each):
+        folder = each.users and each.users.files.folder.path
+        return each.name, each.settings, pair(each.pair), trust(each.trust), folder
+
+    snapshot = builder.snapshot
+    return (
+        snapshot.generation,
+        snapshot.settings,
+        [backend(each) for each in snapshot.backends.values()],
+        [
+            (each.name, each.settings, repr(each.rules), pair(each.pair), trust(each.trust), each.options,
+             [backend(inner) for inner in each.backends.values()])
+            for each in snapshot.listeners.values()
+        ],
+    )  # fmt: skip
+
+
+def start(folder, contents):
+    for name, options in contents.items():
+        write(folder, name, options[0])
+    for name in ("users", "others"):
+        (folder / name).mkdir()
+    path = str(folder / "pgtlsproxy.yaml")
+    files = read(path)
+    history, running = History(files, files.settings), Builder()
+    running.build(1, history.sets)
+    return path, history, running
+
+
+def reload(path, history, running):
+    """As the supervisor and a worker do it. Returns whether everything loaded."""
+    files = read(path, in_service=history.settings)
+    generation = history.generation + 1
+    result = running.build(generation, (FileSet(generation, files, generation),))
+    history.advance(files, running.in_use, result.mistakes)
+    return not result.mistakes
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_who_goes_through_the_history_serves_what_those_do_who_were_there(tmp_path, contents, seed):
+    chance = random.Random(seed)
+    path, history, running = start(tmp_path, contents)
+    longest = 0
+    for _ in range(RELOADS):
+        for name in chance.sample(sorted(contents), chance.randint(1, 3)):
+            write(tmp_path, name, chance.choice(contents[name]))
+        reload(path, history, running)
+        replaced = Builder()
+        replaced.build(history.generation, history.sets)
+        assert shown(replaced) == shown(running)
+        longest = max(longest, len(history.sets))
+    assert 1 < longest <= 12
+
+
+def test_a_reload_without_mistakes_leaves_nothing_of_those_before(tmp_path, contents):
+    path, history, running = start(tmp_path, contents)
+    write(tmp_path, "a_hba.conf", contents["a_hba.conf"][-1])
+    assert not reload(path, history, running)
+    assert [each.generation for each in history.sets] == [1, 2]
+    write(tmp_path, "a_hba.conf", contents["a_hba.conf"][1])
+    assert reload(path, history, running)
+    assert [each.generation for each in history.sets] == [3]
+
+
+def test_one_mistake_that_stays_does_not_let_the_history_grow(tmp_path, contents):
+    path, history, running = start(tmp_path, contents)
+    write(tmp_path, "a_hba.conf", contents["a_hba.conf"][-1])
+    for number in range(10):
+        write(tmp_path, "server.pem", contents["server.pem"][number % 2])
+        assert not reload(path, history, running)
+    assert [each.generation for each in history.sets] == [1, 11]

@@ -97,5 +97,6 @@ MUTANTS = {
 }
 
 if __name__ == "__main__":
-    MUTANTS[sys.argv[1]]()
-    main(sys.argv[2:])
+    # A worker is started with all that stands before `serve`: the check is missing in it, too.
+    MUTANTS[sys.argv.pop(1)]()
+    main(sys.argv[1:])

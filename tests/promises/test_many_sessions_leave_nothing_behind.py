@@ -1,6 +1,7 @@
 """However many sessions have come and gone, and however they ended: no descriptor, thread or memory is left of them.
 
-`PGTLSPROXY_SESSIONS=100000` in the environment raises their number, and prints what was seen on the way.
+`PGTLSPROXY_SESSIONS=100000` in the environment raises their number; with `pytest -s` what
+was seen on the way is printed.
 """
 
 import contextlib

@@ -18,6 +18,7 @@ from fixtures.clients import conninfo
 from fixtures.deployments import config, with_certificate, with_tls
 from fixtures.postgres import ROLES
 from fixtures.processes import family, held_by
+from fixtures.proxy import COMMAND
 from fixtures.waiting import until
 
 SESSIONS = int(os.environ.get("PGTLSPROXY_SESSIONS", "0")) or 600
@@ -41,14 +42,27 @@ def cluster(own_cluster):
     return own_cluster(17, SERVER_HBA, ident=SERVER_IDENT)
 
 
+WITHOUT_THE_COLLECTOR = """
+import gc, sys
+gc.disable()
+gc.enable = lambda: None
+from pgtlsproxy.cli import main
+main(sys.argv[1:])
+"""
+
+
 @pytest.fixture
-def running(proxy, certs, cluster):
-    running = proxy(
-        config({"tls": with_tls(certs)}, primary=with_certificate(cluster, certs)) | {"workers": 2},
-        {"pg_hba.conf": "hostssl all alice all cert\n"},
-    )
-    running.wait_for_event("ready")
-    return running
+def start(proxy, certs, cluster):
+    def go(command=COMMAND):
+        running = proxy(
+            config({"tls": with_tls(certs)}, primary=with_certificate(cluster, certs)) | {"workers": 2},
+            {"pg_hba.conf": "hostssl all alice all cert\n"},
+            command=command,
+        )
+        running.wait_for_event("ready")
+        return running
+
+    return go
 
 
 class Crowd:
@@ -120,7 +134,8 @@ class Crowd:
         client.send_raw(b"\x16\x03\x01")
 
 
-def test_descriptors_threads_and_memory_stay_what_they_were(running, cluster, certs, psql):
+def test_descriptors_threads_and_memory_stay_what_they_were(start, cluster, certs, psql):
+    running = start()
     crowd = Crowd(running, certs, psql(17))
     crowd.run_queries_and_leave(AT_ONCE)
     baseline = held_in_the_end(running, held(running))
@@ -137,6 +152,20 @@ def test_descriptors_threads_and_memory_stay_what_they_were(running, cluster, ce
     grown = {pid: last[pid].octets - warm[pid].octets for pid in last}
     assert max(grown.values()) < MAY_GROW_BY, f"{shown(warm)} -> {shown(last)}"
     every_session_is_accounted_for(running, cluster, crowd)
+
+
+def test_nothing_of_a_session_waits_for_pythons_collector(start, certs, psql):
+    """It looks rarely at what has lived for long: 50 kB of OpenSSL's for each session of a day would wait."""
+    running = start((sys.executable, "-c", WITHOUT_THE_COLLECTOR))
+    crowd = Crowd(running, certs, psql(17))
+    crowd.run_queries_and_leave(200)
+    warm = held_in_the_end(running, held(running))
+    crowd.behave_oddly(30)
+    crowd.run_queries_and_leave(200)
+    last = held_in_the_end(running, warm)
+    assert max(last[pid].octets - warm[pid].octets for pid in last) < MAY_GROW_BY, (
+        f"{shown(warm)} -> {shown(last)}"
+    )
 
 
 def held(running):

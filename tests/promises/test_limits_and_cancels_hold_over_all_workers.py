@@ -1,7 +1,9 @@
 """max_connections and the budget of CancelRequests are one for all workers, and a cancel reaches its query through any."""
 
+import contextlib
 import os
 import signal
+import threading
 import time
 from contextlib import ExitStack
 
@@ -201,6 +203,40 @@ def test_the_key_of_a_session_that_another_worker_had_is_dead_with_it_and_with_i
         for _ in range(20):
             cancel(running, *keys[dead])
     assert running.wait_for_event("cancel_dropped")["reason"].startswith("more CancelRequests with unknown")
+
+
+def test_cancels_find_the_sessions_of_the_others_when_a_worker_has_been_killed_under_load(start, backend):
+    """The sessions of the one that takes its place, too."""
+    running = start(cancel_rate=1)
+    is_over = threading.Event()
+
+    def come_and_go():
+        while not is_over.is_set():
+            with contextlib.suppress(ConnectionError, EOFError), ExitStack() as stack:
+                client = connect(stack, running)
+                client.send(wire.startup(user="alice"))
+                client.read_until(b"Z")
+                client.send(wire.query("SELECT 1"))
+                client.read_until(b"Z")
+
+    with ExitStack() as stack:
+        before = session_of_each(stack, running, backend)
+        crowd = [threading.Thread(target=come_and_go) for _ in range(WORKERS)]
+        for each in crowd:
+            each.start()
+        os.kill(running.workers[0], signal.SIGKILL)
+        dead = running.wait_for_event("worker_died")["worker"]
+        until(lambda: len(running.workers) == WORKERS)
+        is_over.set()
+        for each in crowd:
+            each.join()
+        now = session_of_each(stack, running, backend)
+        keys = [*now.values(), *(key for worker, key in before.items() if worker != dead)]
+        for key in keys * 5:
+            cancel(running, *key)
+        arrived = cancels(backend)
+        assert {arrived.count(key) for key in keys} == {5}
+    assert running.log_events("cancel_dropped") == []
 
 
 def test_two_sessions_of_different_workers_with_one_key_are_both_left_alone(start, backend):

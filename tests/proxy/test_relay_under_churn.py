@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 
 from fixtures.relayed import LEGS, MODES, open_bench, read_exactly
 from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
@@ -168,6 +169,35 @@ async def test_no_byte_goes_astray_and_nobody_ends_who_was_not_told_to(bench):
     assert (strangers.astray, strangers.came > STRANGERS) == ([], True)
 
 
+@contextlib.asynccontextmanager
+async def held(bench):
+    """The relay's thread does nothing while the context lasts."""
+    is_held, may_go_on = threading.Event(), threading.Event()
+
+    def hold():
+        is_held.set()
+        may_go_on.wait(20)
+
+    bench.relay._loop.post(hold)
+    try:
+        assert await trio.to_thread.run_sync(is_held.wait, 20)
+        yield
+    finally:
+        may_go_on.set()
+
+
+async def test_a_session_that_is_cut_keeps_its_sockets_until_the_thread_has_let_go_of_them(bench):
+    relayed = await bench.session()
+    async with held(bench):
+        relayed.cut()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not relayed.over.is_set()
+        assert relayed.session.client_leg.sock.fileno() != -1
+        assert relayed.session.backend_leg.sock.fileno() != -1
+    await relayed.over.wait()
+    assert relayed.session.client_leg.sock.fileno() == -1
+
+
 def reset(leg):
     leg.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     leg.sock.close()
@@ -178,18 +208,10 @@ async def test_why_the_backend_went_is_told_though_the_clients_next_query_fails_
     relayed = await bench.session()
     await relayed.backend.send(IDLE)
     assert await relayed.client.receive(6) == IDLE
-    is_held, may_go_on = threading.Event(), threading.Event()
-
-    def hold():
-        is_held.set()
-        may_go_on.wait(20)
-
-    bench.relay._loop.post(hold)
-    await trio.to_thread.run_sync(is_held.wait, 20)
-    await relayed.client.send(b"question")
-    await relayed.backend.send(b"FATAL: terminating connection")
-    reset(relayed.backend)
-    may_go_on.set()
+    async with held(bench):
+        await relayed.client.send(b"question")
+        await relayed.backend.send(b"FATAL: terminating connection")
+        reset(relayed.backend)
     assert await read_exactly(relayed.client, 29) == b"FATAL: terminating connection"
     relayed.client.close()
     assert (await relayed.ended()).kind == "backend_lost"

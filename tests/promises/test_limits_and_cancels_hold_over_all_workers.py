@@ -1,7 +1,11 @@
-"""max_connections and the budget of CancelRequests are one for all workers, and a cancel reaches its query through any."""
+"""max_connections and the budget of CancelRequests are one for all workers, and a cancel reaches its query through any.
+
+`PGTLSPROXY_FLOOD=200000` in the environment raises the number of wrong keys, and that of silent connections to 4,000.
+"""
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 import time
@@ -19,7 +23,10 @@ WORKERS = 4
 MAX_CONNECTIONS = 12
 RATE = 5
 CANCELS = 100
-WRONG_KEYS = 10_000
+FLOOD = int(os.environ.get("PGTLSPROXY_FLOOD", "0")) or 10_000
+WRONG_KEYS = FLOOD
+SILENT = FLOOD // 50
+SOURCES = 50
 KNOWN_AFTER = 1000
 """Wrong ones; the sessions' own keys come between them, while the fake backend still waits for a query."""
 
@@ -119,6 +126,31 @@ def test_the_oldest_unproven_connection_goes_first_whichever_worker_has_it(start
             client.read_until(b"Z")
         session.send(wire.query("SELECT 1"))
         session.read_until(b"Z")
+
+
+@pytest.fixture
+def many_descriptors():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_login_gets_through_a_crowd_of_silent_connections_and_unfinished_handshakes(
+    start, many_descriptors
+):
+    running = start(max_connections=1000)
+    sources = [another_source() for _ in range(SOURCES)]
+    with ExitStack() as stack:
+        for number in range(SILENT):
+            address = "127.0.0.1", running.port("tls")
+            client = stack.enter_context(WireClient(address, source=sources[number % SOURCES]))
+            if number % 2:
+                client.send_raw(wire.SSL_REQUEST)
+        for _ in range(5):
+            begin = time.monotonic()
+            assert log_in(stack, running)[1] is not None
+            assert time.monotonic() - begin < wire.PROMPTLY
 
 
 def test_sessions_that_stay_are_spread_evenly(start):
@@ -249,7 +281,7 @@ def test_two_sessions_of_different_workers_with_one_key_are_both_left_alone(star
     assert "two live sessions" in running.wait_for_event("cancel_dropped")["reason"]
 
 
-def test_ten_thousand_wrong_keys_share_one_budget_and_slow_nobody(start, backend):
+def test_all_wrong_keys_share_one_budget_and_slow_nobody(start, backend):
     running = start()
     with ExitStack() as stack:
         keys = session_of_each(stack, running, backend)

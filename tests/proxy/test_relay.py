@@ -33,11 +33,16 @@ from pgtlsproxy.tls.stream import ClearLeg, LegLost, accept_tls
 
 MEGABYTE = 1_000_000
 
+MESSAGES = int(os.environ.get("PGTLSPROXY_FUZZ", "0")) or 3000
+"""Over all pairs of legs and both modes, a tenth each."""
+
+SECONDS = 60 + MESSAGES // 300
+
 
 @pytest.fixture(params=[(legs, mode) for legs in LEGS for mode in MODES], ids="-".join)
 async def bench(request, monkeypatch):
     legs, mode = request.param
-    async with open_bench(LEGS[legs], mode, monkeypatch) as opened:
+    async with open_bench(LEGS[legs], mode, monkeypatch, SECONDS) as opened:
         yield opened
 
 
@@ -307,10 +312,6 @@ async def test_ends_of_many_kinds_at_random_leave_the_relay_as_it_was(bench):
     last = await bench.session()
     digests = await exchange(numbers, last.client, last.backend, 100_000)
     assert digests["sent", "up"] == digests["received", "up"]
-
-
-MESSAGES = int(os.environ.get("PGTLSPROXY_FUZZ", "0")) or 3000
-"""Over all pairs of legs and both modes, a tenth each."""
 
 
 async def test_many_messages_of_many_sizes_on_many_sessions_beside_ones_that_break(bench):

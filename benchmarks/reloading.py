@@ -14,8 +14,8 @@ from typing import Final
 
 LINES: Final = 10_000
 
-_PERIOD_SECONDS: Final = 0.5
-"""From one SIGHUP to the next; the proxy is at one reload at a time."""
+_PERIOD_SECONDS: Final = 2.0
+"""From one SIGHUP to the next."""
 
 
 @dataclass(slots=True)

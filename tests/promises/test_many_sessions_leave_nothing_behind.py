@@ -69,7 +69,7 @@ class Crowd:
     """Clients that come, and what they were."""
 
     def __init__(self, running, certs, psql):
-        self._running, self._certs = running, certs
+        self._port, self._certs = running.port("tls"), certs
         self._context = wire.tls_context(certificate=certs.client("alice"))
         self._psql = psql
         self.let_in = self.refused = 0
@@ -78,7 +78,7 @@ class Crowd:
         """As pgbench does it, which takes one session more than it is told to."""
         shown = self._certs.client("alice")
         where = conninfo(
-            host="localhost", hostaddr="127.0.0.1", port=self._running.port("tls"), dbname="alice", user="alice",
+            host="localhost", hostaddr="127.0.0.1", port=self._port, dbname="alice", user="alice",
             sslmode="verify-full", sslrootcert=self._certs.ca.crt, sslcert=shown.crt, sslkey=shown.key,
         )  # fmt: skip
         each = max(count // AT_ONCE, 1)
@@ -96,7 +96,7 @@ class Crowd:
         )  # fmt: skip
         for number in range(count):
             source = f"127.{1 + number // 250 % 250}.{number % 250}.{1 + number % 7}"
-            with wire.WireClient(("127.0.0.1", self._running.port("tls")), source=source) as client:
+            with wire.WireClient(("127.0.0.1", self._port), source=source) as client:
                 odd[number % len(odd)](client)
 
     def _log_in(self, client):

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from benchmarks.campaigns import CAMPAIGNS
 from benchmarks.measures import FULL, MEASURES, QUICK, Run
 from benchmarks.peers import OURS, PEERS, Ours, missing_packages
 from benchmarks.processes import raise_descriptor_limit
@@ -57,9 +58,21 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--only", multiple=True, type=click.Choice(list(MEASURES)), metavar="NAME",
               help=f"Only this measure; may be repeated. One of {', '.join(MEASURES)}.")  # fmt: skip
 @click.option("--docs", is_flag=True, help="Also put the figures into docs/performance.md.")
+@click.option("--campaign", type=click.Choice(list(CAMPAIGNS)),
+              help="Compare nothing: run tests of the suite with far larger numbers.")  # fmt: skip
+@click.option(
+    "--number", type=click.IntRange(min=1), help="Of sessions, messages or what a flood is made of."
+)
 @click.option("--missing-packages", "print_missing", is_flag=True, hidden=True)
 def bench(
-    *, quick: bool, peers: tuple[str, ...], only: tuple[str, ...], docs: bool, print_missing: bool
+    *,
+    quick: bool,
+    peers: tuple[str, ...],
+    only: tuple[str, ...],
+    docs: bool,
+    campaign: str | None,
+    number: int | None,
+    print_missing: bool,
 ) -> int:
     """Measure pgtlsproxy and its peers side by side, in turns, against the same PostgreSQL.
 
@@ -70,7 +83,10 @@ def bench(
     Example:
       ./dev bench --quick
       ./dev bench --peers pgbouncer,direct --only simple --only sessions
+      ./dev bench --campaign sessions --number 20000
     """  # noqa: D301 - \b is click's mark for text that it must not fill
+    if campaign is not None:
+        return CAMPAIGNS[campaign].run(number)
     names = peers or (QUICK_PEERS if quick else ALL)
     if print_missing:
         click.echo(" ".join(missing_packages(names)))

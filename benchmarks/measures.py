@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -20,15 +20,18 @@ from benchmarks.load import Bench, Holder, LoadFailed, open_holder, run_pgbench,
 from benchmarks.peers import CLEAR, DIRECT, OURS, Ours, Peer, PgBouncer, Running
 from benchmarks.processes import Memory, available_memory, family, memory
 from benchmarks.readings import Failure, Reading, rotated
+from benchmarks.reloading import LINES, Reloads
 from benchmarks.site import MAX_SESSIONS, Site
 
 PINGERS: Final = 20
 PINGS_PER_SECOND: Final = 400
+PINGS_OF_ONE: Final = 100
 STREAMS: Final = 4
 PING: Final = "SELECT 1;\n"
 
 ALONE: Final = "alone"
 BESIDE_STREAMS: Final = f"beside {STREAMS} streams"
+BESIDE_RELOADS: Final = f"beside reloads of {LINES:,} lines"
 
 _SESSION_OCTETS: Final = 4_000_000
 """What an idle session takes of the machine, PostgreSQL's process included."""
@@ -329,6 +332,24 @@ def _latencies(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name.endswith("_ms")}
 
 
+def reload(run: Run) -> None:
+    """Latency of one session's pings at a steady rate, alone and beside reloads of a large pg_hba.conf."""
+    pings = Bench(1, run.plan.seconds + 1, rate=PINGS_OF_ONE, script=PING)
+    with run.ours.start(run.site) as reloaded:
+        assert reloaded.folder is not None  # noqa: S101 - ours has one
+        reloads = Reloads(reloaded.folder / "pg_hba.conf", reloaded.pids[0])
+
+        def one(
+            beside: Callable[[], AbstractContextManager[None]] | None,
+        ) -> Callable[[], Mapping[str, float]]:
+            return lambda: _latencies(run_pgbench(run.site, reloaded.door, reloaded.pids, pings, beside))
+
+        loads = [
+            Load(case, OURS, one(beside)) for case, beside in ((ALONE, None), (BESIDE_RELOADS, reloads.going))
+        ]
+        run.interleave("reload", loads, run.plan.other_rounds)
+
+
 def workers(run: Run) -> None:
     """Two processes that share a port, against one; PgBouncer's two as the control."""
     wanted: list[Peer] = [each for each in run.everybody if isinstance(each, PgBouncer)]
@@ -360,6 +381,7 @@ MEASURES: Final[Mapping[str, Callable[[Run], None]]] = {
     "sessions": sessions,
     "idle": idle,
     "fairness": fairness,
+    "reload": reload,
     "workers": workers,
 }
 """By the name that `--only` has."""

@@ -41,11 +41,13 @@ class Running:
         peer: its name.
         pids: its first processes; what they start counts too.
         doors: conninfo by door. The first one is its usual one.
+        folder: with its configuration; None where nobody asks for it.
     """
 
     peer: str
     pids: tuple[int, ...]
     doors: Mapping[str, str]
+    folder: Path | None = None
 
     @property
     def door(self) -> str:
@@ -105,7 +107,7 @@ class Ours:
                     DIRECT: site.conninfo(proxy.port("direct"), tls=True, direct=True),
                     CLEAR: site.conninfo(proxy.port("clear"), tls=False),
                 }
-                yield Running(self.name, (proxy.pid,), doors)
+                yield Running(self.name, (proxy.pid,), doors, config.parent)
         except OutputEnded as error:
             raise PeerFailed(f"{self.name} did not start: {error}") from error
 

@@ -38,6 +38,7 @@ TITLES: Final[Mapping[str, str]] = {
     "memory": "Memory of an idle session",
     "idle": "An active session beside idle ones",
     "fairness": "20 pingers at 400 a second, alone and beside 4 streams",
+    "reload": "An active session beside reloads of a large pg_hba.conf",
     "workers": "Two processes against one, 32 clients",
 }
 UNITS: Final[Mapping[str, str]] = {

@@ -64,13 +64,14 @@ def check_soundness(rules: Rules, transports: ListenerTransports, backend: Backe
     """Judge every line that clients of a listener can reach."""
     mistakes: list[Mistake] = []
     warnings: list[Mistake] = []
+    maps = rules.ident.names
     for rule in rules.hba:
         if _needs_missing_tls(rule, transports):
             warnings.append(
                 rule.ref.mistake(f"hostssl record cannot match: ssl is off at listener {rules.listener}")
             )
         elif _is_reachable(rule, transports):
-            mistakes.extend(_mistakes(rules, rule, transports))
+            mistakes.extend(_mistakes(rules, rule, transports, maps))
             warnings.extend(_warnings(rules, rule, backend))
     return Soundness(tuple(mistakes), tuple(warnings))
 
@@ -83,7 +84,9 @@ def _is_reachable(rule: HbaRule, transports: ListenerTransports) -> bool:
     return transports.unix if rule.type is ConnectionType.LOCAL else transports.tcp
 
 
-def _mistakes(rules: Rules, rule: HbaRule, transports: ListenerTransports) -> Iterator[Mistake]:
+def _mistakes(
+    rules: Rules, rule: HbaRule, transports: ListenerTransports, maps: frozenset[str]
+) -> Iterator[Mistake]:
     if rule.clientcert is not ClientCert.OFF and not transports.has_client_ca:
         yield rule.ref.mistake(
             "client certificates can only be checked if a root certificate store is available: "
@@ -91,7 +94,7 @@ def _mistakes(rules: Rules, rule: HbaRule, transports: ListenerTransports) -> It
         )
     if rule.method is Method.REJECT:
         return
-    if rule.map is not None and rule.map not in rules.ident.names:
+    if rule.map is not None and rule.map not in maps:
         yield rule.ref.mistake(
             f'map "{printable(rule.map)}" has no line in the ident_file of listener {rules.listener}: '
             "nobody could connect by this line"

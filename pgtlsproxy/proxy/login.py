@@ -129,8 +129,8 @@ class _Login:
         target_session_attrs: str,
         client: Client,
     ) -> None:
-        self.exchange = LoginExchange()
-        self.client_reader = client_reader(lambda: self.exchange.awaited)
+        self.exchange = exchange = LoginExchange()
+        self.client_reader = client_reader(lambda: exchange.awaited)
         self._negotiated = negotiated
         self._grant = grant
         self._backend = backend

@@ -79,6 +79,7 @@ class Relay:
         client, backend = raw_leg(logged_in.client_leg, buffers), raw_leg(logged_in.backend_leg, buffers)
         session = RelaySession(client, backend, buffers.plain, over)
         self._sessions[session] = logged_in
+        traffic = Traffic() if traffic is None else traffic
         is_clean = False
         try:
             self._loop.post(
@@ -89,13 +90,13 @@ class Relay:
             is_clean = session.is_clean
         finally:
             del self._sessions[session]
-            if traffic is not None:
-                traffic.from_client = session.from_client.octets
-                traffic.from_backend = session.from_backend.octets
+            traffic.from_client = session.from_client.octets
+            traffic.from_backend = session.from_backend.octets
+            session.release()
             if not is_clean:
                 logged_in.client_leg.abort()
                 logged_in.backend_leg.abort()
-        return SessionEnd(ending.kind, ending.reason, session.from_client.octets, session.from_backend.octets)
+        return SessionEnd(ending.kind, ending.reason, traffic.from_client, traffic.from_backend)
 
     async def _until_over(self, session: RelaySession, over: trio.Event) -> None:
         try:

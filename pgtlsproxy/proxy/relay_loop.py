@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 from pgtlsproxy.proxy.relay_bulk import LARGE_OCTETS, BulkTransfers
@@ -48,6 +49,8 @@ _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLERR | select.EPOLLHUP
 _NOTHING: Final = select.EPOLLET
 """Waits for nothing, but is told once when the connection is gone. Level-triggered, that would spin."""
+
+_EVENTS_OF: Final = itemgetter(1)
 
 Route = tuple[Operation, Any, Operation, Any, Direction]
 """How to carry one message: read, its handle, write, its handle, and what it is counted for."""
@@ -189,7 +192,12 @@ class RelayLoop:
         pointer, plain = self.buffers.plain_pointer, self.buffers.plain
         while True:
             timeout = 0 if turns else self._moments.seconds_to_next()
-            for fd, events in poll(timeout, MAX_EVENTS):
+            batch = poll(timeout, MAX_EVENTS)
+            if len(batch) > 1:
+                # Broken connections first: OpenSSL reads nothing more from one that it could not write
+                # to, and why the backend went may still lie unread.
+                batch.sort(key=_EVENTS_OF, reverse=True)
+            for fd, events in batch:
                 route = routes[fd]
                 if route is None or events != _IN:
                     self._other_event(fd, events)

@@ -1,6 +1,7 @@
-"""A peer that keeps OpenSSL busy and sends nothing is cut off."""
+"""A peer that keeps OpenSSL busy and sends nothing is cut off. `PGTLSPROXY_FLOOD` makes the flood longer."""
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from fixtures.deployments import config, passthrough, with_tls
 from fixtures.fake_backend import asks_for_scram
 from fixtures.postgres import password
 
-UPDATES = 100_000
+UPDATES = int(os.environ.get("PGTLSPROXY_FLOOD", "0")) or 100_000
 """What one read of OpenSSL would take most of a second for."""
 
 

@@ -1,7 +1,13 @@
-"""max_connections and the budget of CancelRequests are one for all workers, and a cancel reaches its query through any."""
+"""max_connections and the budget of CancelRequests are one for all workers, and a cancel reaches its query through any.
 
+`PGTLSPROXY_FLOOD=200000` in the environment raises the number of wrong keys, and that of silent connections to 4,000.
+"""
+
+import contextlib
 import os
+import resource
 import signal
+import threading
 import time
 from contextlib import ExitStack
 
@@ -17,7 +23,10 @@ WORKERS = 4
 MAX_CONNECTIONS = 12
 RATE = 5
 CANCELS = 100
-WRONG_KEYS = 10_000
+FLOOD = int(os.environ.get("PGTLSPROXY_FLOOD", "0")) or 10_000
+WRONG_KEYS = FLOOD
+SILENT = FLOOD // 50
+SOURCES = 50
 KNOWN_AFTER = 1000
 """Wrong ones; the sessions' own keys come between them, while the fake backend still waits for a query."""
 
@@ -119,6 +128,31 @@ def test_the_oldest_unproven_connection_goes_first_whichever_worker_has_it(start
         session.read_until(b"Z")
 
 
+@pytest.fixture
+def many_descriptors():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_login_gets_through_a_crowd_of_silent_connections_and_unfinished_handshakes(
+    start, many_descriptors
+):
+    running = start(max_connections=1000)
+    sources = [another_source() for _ in range(SOURCES)]
+    with ExitStack() as stack:
+        for number in range(SILENT):
+            address = "127.0.0.1", running.port("tls")
+            client = stack.enter_context(WireClient(address, source=sources[number % SOURCES]))
+            if number % 2:
+                client.send_raw(wire.SSL_REQUEST)
+        for _ in range(5):
+            begin = time.monotonic()
+            assert log_in(stack, running)[1] is not None
+            assert time.monotonic() - begin < wire.PROMPTLY
+
+
 def test_sessions_that_stay_are_spread_evenly(start):
     running = start()
     with ExitStack() as stack:
@@ -203,6 +237,40 @@ def test_the_key_of_a_session_that_another_worker_had_is_dead_with_it_and_with_i
     assert running.wait_for_event("cancel_dropped")["reason"].startswith("more CancelRequests with unknown")
 
 
+def test_cancels_find_the_sessions_of_the_others_when_a_worker_has_been_killed_under_load(start, backend):
+    """The sessions of the one that takes its place, too."""
+    running = start(cancel_rate=1)
+    is_over = threading.Event()
+
+    def come_and_go():
+        while not is_over.is_set():
+            with contextlib.suppress(ConnectionError, EOFError), ExitStack() as stack:
+                client = connect(stack, running)
+                client.send(wire.startup(user="alice"))
+                client.read_until(b"Z")
+                client.send(wire.query("SELECT 1"))
+                client.read_until(b"Z")
+
+    with ExitStack() as stack:
+        before = session_of_each(stack, running, backend)
+        crowd = [threading.Thread(target=come_and_go) for _ in range(WORKERS)]
+        for each in crowd:
+            each.start()
+        os.kill(running.workers[0], signal.SIGKILL)
+        dead = running.wait_for_event("worker_died")["worker"]
+        until(lambda: len(running.workers) == WORKERS)
+        is_over.set()
+        for each in crowd:
+            each.join()
+        now = session_of_each(stack, running, backend)
+        keys = [*now.values(), *(key for worker, key in before.items() if worker != dead)]
+        for key in keys * 5:
+            cancel(running, *key)
+        arrived = cancels(backend)
+        assert {arrived.count(key) for key in keys} == {5}
+    assert running.log_events("cancel_dropped") == []
+
+
 def test_two_sessions_of_different_workers_with_one_key_are_both_left_alone(start, backend):
     running = start()
     with ExitStack() as stack:
@@ -213,7 +281,7 @@ def test_two_sessions_of_different_workers_with_one_key_are_both_left_alone(star
     assert "two live sessions" in running.wait_for_event("cancel_dropped")["reason"]
 
 
-def test_ten_thousand_wrong_keys_share_one_budget_and_slow_nobody(start, backend):
+def test_all_wrong_keys_share_one_budget_and_slow_nobody(start, backend):
     running = start()
     with ExitStack() as stack:
         keys = session_of_each(stack, running, backend)

@@ -33,11 +33,16 @@ from pgtlsproxy.tls.stream import ClearLeg, LegLost, accept_tls
 
 MEGABYTE = 1_000_000
 
+MESSAGES = int(os.environ.get("PGTLSPROXY_FUZZ", "0")) or 3000
+"""Over all pairs of legs and both modes, a tenth each."""
+
+SECONDS = 60 + MESSAGES // 300
+
 
 @pytest.fixture(params=[(legs, mode) for legs in LEGS for mode in MODES], ids="-".join)
 async def bench(request, monkeypatch):
     legs, mode = request.param
-    async with open_bench(LEGS[legs], mode, monkeypatch) as opened:
+    async with open_bench(LEGS[legs], mode, monkeypatch, SECONDS) as opened:
         yield opened
 
 
@@ -307,10 +312,6 @@ async def test_ends_of_many_kinds_at_random_leave_the_relay_as_it_was(bench):
     last = await bench.session()
     digests = await exchange(numbers, last.client, last.backend, 100_000)
     assert digests["sent", "up"] == digests["received", "up"]
-
-
-MESSAGES = int(os.environ.get("PGTLSPROXY_FUZZ", "0")) or 3000
-"""Over all pairs of legs and both modes, a tenth each."""
 
 
 async def test_many_messages_of_many_sizes_on_many_sessions_beside_ones_that_break(bench):
@@ -643,3 +644,34 @@ async def test_last_words_outlive_an_answer_of_openssl_that_cannot_be_sent(monke
         assert bench.relay._loop.buffers.plain[:5] == b"FATAL"
         leg.close()
         peer.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["TLSv1.3", "TLSv1.2"])
+async def test_what_openssl_has_decrypted_already_needs_no_event(monkeypatch, kind, mode):
+    """The rest of a record of which the login has read the beginning: no socket announces it."""
+    async with open_bench(("clear", kind), mode, monkeypatch) as bench:
+        client_leg, client = await connection(kind, True)
+        backend_leg, backend = await connection(kind, False)
+        await client.send(b"startupquestion")
+        assert await client_leg.receive(7) == b"startup"
+        await backend.send(b"readynotice")
+        assert await backend_leg.receive(5) == b"ready"
+        bench.start(client_leg, client, backend_leg, backend)
+        assert await read_exactly(backend, 8) == b"question"
+        assert await read_exactly(client, 6) == b"notice"
+
+
+@pytest.mark.parametrize("legs", ["clear-clear", "tls-tls"])
+async def test_a_reset_of_a_side_that_is_not_being_read_is_no_work(monkeypatch, legs):
+    """It is told once, not for as long as the other side lets it wait."""
+    polls = Polls(monkeypatch)
+    async with open_bench(LEGS[legs], "fast", monkeypatch) as bench:
+        relayed = await bench.session(buffer_octets=4096)
+        with trio.move_on_after(0.5):
+            await relayed.backend.send(b"x" * 10 * MEGABYTE)
+        relayed.backend.abort()
+        await trio.sleep(0.1)
+        before = polls.count
+        await trio.sleep(0.5)
+        assert polls.count - before < 20

@@ -129,8 +129,9 @@ class _Login:
         target_session_attrs: str,
         client: Client,
     ) -> None:
-        self.exchange = LoginExchange()
-        self.client_reader = client_reader(lambda: self.exchange.awaited)
+        self.exchange = exchange = LoginExchange()
+        # Not `self.exchange`: in a cycle, both connections would wait for the garbage collector.
+        self.client_reader = client_reader(lambda: exchange.awaited)
         self._negotiated = negotiated
         self._grant = grant
         self._backend = backend

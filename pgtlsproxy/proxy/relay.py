@@ -89,13 +89,14 @@ class Relay:
             is_clean = session.is_clean
         finally:
             del self._sessions[session]
+            carried = session.from_client.octets, session.from_backend.octets
+            _untie(session)
             if traffic is not None:
-                traffic.from_client = session.from_client.octets
-                traffic.from_backend = session.from_backend.octets
+                traffic.from_client, traffic.from_backend = carried
             if not is_clean:
                 logged_in.client_leg.abort()
                 logged_in.backend_leg.abort()
-        return SessionEnd(ending.kind, ending.reason, session.from_client.octets, session.from_backend.octets)
+        return SessionEnd(ending.kind, ending.reason, *carried)
 
     async def _until_over(self, session: RelaySession, over: trio.Event) -> None:
         try:
@@ -164,6 +165,15 @@ class Relay:
         self._loop.post(self._loop.stop)
         self._thread.join(STOP_SECONDS)
         self._loop.close()
+
+
+def _untie(session: RelaySession) -> None:
+    """Undo a session's cycles, in which both connections would wait for the garbage collector.
+
+    A direction keeps its session: the thread may still find it queued, and then looks how that stands.
+    """
+    del session.from_client.reverse, session.from_backend.reverse
+    del session.from_client, session.from_backend, session.last
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""A stream that nobody waits for: lines queue up for a thread that writes them.
+"""A stream that nobody waits for: what cannot be written at once queues up for a thread that writes it.
 
 Whoever reads our stderr may stop reading, and a write to a full pipe blocks. That must hold up one
 thread, and neither the event loop nor the end of the process.
@@ -67,8 +67,34 @@ class QueuedStream:
             else:
                 self._lines.append(line)
                 self._octets += len(line)
-                self._changed.notify_all()
+                if len(self._lines) > 1 or not self._write_at_once(line):
+                    self._changed.notify_all()
         return len(text)
+
+    def _write_at_once(self, line: bytes) -> bool:
+        """Write the only line there is where nobody need wait; whether nothing is left to the thread.
+
+        A pipe or a socket can be asked not to wait for its reader, whatever others have made of its
+        flags. It takes up to PIPE_BUF octets whole or not at all. To wake the thread for each line took
+        200 µs of CPU time more a session, which has two lines.
+        """
+        if len(line) > select.PIPE_BUF:
+            return False
+        try:
+            if self._lock is not None:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                written = os.pwritev(self._descriptor, (line,), -1, os.RWF_NOWAIT)
+            finally:
+                self._unlock()
+        except OSError:  # whoever reads is behind, another process writes, or it is a file or a terminal
+            return False
+        self._octets -= written
+        if written < len(line):
+            self._lines[0] = line[written:]
+            return False
+        self._lines.popleft()
+        return True
 
     def flush(self) -> None:
         """Nothing: the writer leaves nothing in between."""
@@ -115,6 +141,10 @@ class QueuedStream:
         try:
             yield
         finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
             with contextlib.suppress(OSError):
                 fcntl.lockf(self._lock, fcntl.LOCK_UN)
 

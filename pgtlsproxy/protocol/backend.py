@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -32,7 +32,9 @@ SCRAM_PLUS: Final = "SCRAM-SHA-256-PLUS"
 MAX_SASL_OCTETS: Final = 1024
 """Longest length word of a message in a SCRAM exchange; PG_MAX_SASL_MESSAGE_LENGTH in libpq/auth.h."""
 
-WATCHED_PARAMETERS: Final = frozenset({"in_hot_standby", "default_transaction_read_only", "server_version"})
+WATCHED_PARAMETERS: Final = frozenset(
+    {b"in_hot_standby", b"default_transaction_read_only", b"server_version"}
+)
 """ParameterStatus that are kept: what `target_session_attrs` is judged by, and who said so."""
 
 _OK, _CLEARTEXT, _MD5, _GSS, _GSS_CONTINUE, _SSPI, _SASL, _SASL_CONTINUE, _SASL_FINAL = (
@@ -244,23 +246,33 @@ class LoginExchange:
                 )
         self._scram_messages += 1
 
+    def reported(self, bodies: Sequence[bytes]) -> None:
+        """Take the bodies of the backend's ParameterStatus messages.
+
+        Raises:
+            BackendMisbehaved: one is malformed, or may not come now.
+        """
+        if bodies:
+            self._check_turn(b"S")
+        for body in bodies:
+            name, value = parse_parameter_status(body)
+            if name in WATCHED_PARAMETERS:
+                self.parameters[decode_name(name)] = decode_name(value)
+
     def other(self, message: Message) -> None:
         """Take a message of the backend other than Authentication, ErrorResponse and NoticeResponse.
 
         Raises:
             BackendMisbehaved: it is malformed, or may not come now.
         """
-        if self._turn is not _Turn.AUTHENTICATED:
-            raise BackendMisbehaved(f'the backend sent message type "{printable(message.type)}" out of turn')
+        self._check_turn(message.type)
         match message.type:
             case b"K":
                 if self.cancel_key is not None:
                     raise BackendMisbehaved("the backend sent a second BackendKeyData")
                 self.cancel_key = parse_backend_key_data(message.body)
             case b"S":
-                name, value = parse_parameter_status(message.body)
-                if name in WATCHED_PARAMETERS:
-                    self.parameters[name] = value
+                self.reported([message.body])
             case b"Z":
                 parse_transaction_status(message.body)
                 self._turn = _Turn.READY
@@ -268,6 +280,10 @@ class LoginExchange:
                 raise BackendMisbehaved(
                     f'the backend sent message type "{printable(message.type)}" in a login'
                 )
+
+    def _check_turn(self, kind: bytes) -> None:
+        if self._turn is not _Turn.AUTHENTICATED:
+            raise BackendMisbehaved(f'the backend sent message type "{printable(kind)}" out of turn')
 
 
 _CHALLENGES: Final[Mapping[int, Challenge]] = MappingProxyType(

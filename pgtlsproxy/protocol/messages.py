@@ -80,11 +80,12 @@ class MessageReader:
         self._once = once
         self._unexpected = unexpected
         self._invalid = invalid
-        self._buffer = bytearray()
+        self._buffer = b""
+        self._start = 0
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they came."""
-        self._buffer += data
+        self._buffer = self.take_unread() + data
 
     def next(self) -> Message | None:
         """The next whole message; None when more bytes are needed.
@@ -93,32 +94,56 @@ class MessageReader:
             ProxyError: a type that may not come, or a length beyond the limits. It is raised as soon as the
                 type or the length word is there, before anything of that length is waited for.
         """
-        if not self._buffer:
+        buffer, start = self._buffer, self._start
+        kind = buffer[start : start + 1]
+        if not kind:
             return None
-        kind = bytes(self._buffer[:1])
         max_octets = self._max_octets.get(kind)
         if max_octets is None:
             raise self._unexpected(kind)
-        if len(self._buffer) < 5:
+        body = start + 5
+        if len(buffer) < body:
             return None
-        length = _LENGTH.unpack_from(self._buffer, 1)[0]
+        length = _LENGTH.unpack_from(buffer, start + 1)[0]
         if not 4 <= length <= max_octets:
             raise self._invalid(f'message "{printable(kind)}" of invalid length {length}')
         if length + 1 > self._left:
             raise self._invalid("too many bytes before the login was over")
-        if len(self._buffer) < length + 1:
+        end = start + length + 1
+        if len(buffer) < end:
             return None
-        body = bytes(self._buffer[5 : length + 1])
-        del self._buffer[: length + 1]
+        self._start = end
         self._left -= length + 1
         if kind in self._once:
             del self._max_octets[kind]
-        return Message(kind, body)
+        return Message(kind, buffer[body:end])
+
+    def next_alike(self, kind: bytes) -> tuple[list[bytes], bytes]:
+        """The whole messages that come next, while they are of one type: their bodies, and all as it came.
+
+        At one that is beyond the limits it stops; `next` says what is wrong with it.
+
+        Args:
+            kind: a type that may come more than once.
+        """
+        buffer, start, max_octets = self._buffer, self._start, self._max_octets[kind]
+        bodies: list[bytes] = []
+        at = start
+        while len(buffer) >= at + 5 and buffer.startswith(kind, at):
+            length = _LENGTH.unpack_from(buffer, at + 1)[0]
+            end = at + 1 + length
+            if not 4 <= length <= max_octets or end > len(buffer) or end - start > self._left:
+                break
+            bodies.append(buffer[at + 5 : end])
+            at = end
+        self._start = at
+        self._left -= at - start
+        return bodies, buffer[start:at]
 
     def take_unread(self) -> bytes:
         """All bytes that were fed and belong to no message that was returned; the reader is empty then."""
-        unread = bytes(self._buffer)
-        self._buffer.clear()
+        unread = self._buffer[self._start :]
+        self._buffer, self._start = b"", 0
         return unread
 
 
@@ -301,8 +326,8 @@ def parse_error_response(body: bytes) -> BackendError:
     return BackendError(MappingProxyType(fields))
 
 
-def parse_parameter_status(body: bytes) -> tuple[str, str]:
-    """The name and value of a ParameterStatus.
+def parse_parameter_status(body: bytes) -> tuple[bytes, bytes]:
+    """The name and value of a ParameterStatus, as they came.
 
     Raises:
         BackendMisbehaved: it is malformed.
@@ -310,7 +335,7 @@ def parse_parameter_status(body: bytes) -> tuple[str, str]:
     parts = body.split(b"\x00")
     if len(parts) != 3 or parts[2]:
         raise BackendMisbehaved("the backend sent a malformed ParameterStatus")
-    return decode_name(parts[0]), decode_name(parts[1])
+    return parts[0], parts[1]
 
 
 def parse_backend_key_data(body: bytes) -> tuple[int, Secret]:

@@ -35,7 +35,6 @@ async def accept(
     sock = client.sock
     user = None
     try:
-        sock.setblocking(False)
         if sock.family == socket.AF_UNIX:
             user = unix_peer(sock)
         else:

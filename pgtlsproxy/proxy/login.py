@@ -130,6 +130,7 @@ class _Login:
         client: Client,
     ) -> None:
         self.exchange = exchange = LoginExchange()
+        # Not `self.exchange`: in a cycle, both connections would wait for the garbage collector.
         self.client_reader = client_reader(lambda: exchange.awaited)
         self._negotiated = negotiated
         self._grant = grant
@@ -143,8 +144,13 @@ class _Login:
     async def run(self) -> Proof:
         """The exchange to its end; what proves the client when it is there."""
         proof = await self._authenticate()
+        leg, reader = self._backend.leg, self._backend.reader
         while not self.exchange.is_ready:
-            message = await read_message(self._backend.leg, self._backend.reader)
+            # PostgreSQL sends 14 of them; to take them one by one cost 40 µs more.
+            bodies, raw = reader.next_alike(b"S")
+            self.exchange.reported(bodies)
+            self._held += raw
+            message = reader.next() or await read_message(leg, reader)
             if message.type == b"E":
                 await self._end_with_error(message)
             if message.type != b"N":

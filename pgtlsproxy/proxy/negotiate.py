@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import trio
 from cryptography import x509
 
 from pgtlsproxy.errors import (
     ClientCertificateRefused,
     ClientGone,
     ClientTLSFailed,
-    DeadlineMissed,
 )
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.protocol.client import TLS_HANDSHAKE, Action, ClientNegotiation
@@ -50,24 +48,23 @@ async def negotiate(accepted: Accepted, client: Client, log: SessionLog) -> Nego
         ProtocolViolation: the client broke the protocol.
         ClientTLSFailed: the handshake failed.
         ClientGone: the client closed before it said anything that needs an answer.
-        DeadlineMissed: the StartupMessage did not come in time.
+
+    Has no deadline of its own.
     """
-    with trio.move_on_at(min(accepted.startup_deadline, accepted.deadline)):
-        startup = await _read_startup(accepted, client, log)
-        if isinstance(startup, CancelRequest):
-            return CancelRequested(startup)
-        log.note(
-            user=startup.user,
-            database=startup.database,
-            replication=None if startup.replication_text is None else startup.replication.name.lower(),
-            application_name=startup.parameter("application_name"),
-        )
-        leg = client.leg
-        certificate = None
-        if isinstance(leg, TLSLeg) and leg.peer_leaf is not None:
-            certificate = describe(leg.peer_leaf)
-        return Negotiated(accepted, leg, startup, certificate)
-    raise DeadlineMissed("no StartupMessage came in time (startup_timeout)")
+    startup = await _read_startup(accepted, client, log)
+    if isinstance(startup, CancelRequest):
+        return CancelRequested(startup)
+    log.note(
+        user=startup.user,
+        database=startup.database,
+        replication=None if startup.replication_text is None else startup.replication.name.lower(),
+        application_name=startup.parameter("application_name"),
+    )
+    leg = client.leg
+    certificate = None
+    if isinstance(leg, TLSLeg) and leg.peer_leaf is not None:
+        certificate = describe(leg.peer_leaf)
+    return Negotiated(accepted, leg, startup, certificate)
 
 
 async def _read_startup(

@@ -202,7 +202,8 @@ class RelaySession:
         """Let go of the legs, once the session is over and its octets are noted.
 
         Session and directions know each other: without this, 50 kB of OpenSSL's memory would wait for
-        Python's collector, which rarely looks at what has lived for long.
+        Python's collector, which rarely looks at what has lived for long. A direction keeps its session: the
+        thread may still find it queued, and then looks how that stands.
         """
         for direction in (self.from_client, self.from_backend):
             del direction.reverse

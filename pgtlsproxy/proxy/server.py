@@ -99,7 +99,8 @@ class Server:
             else:
                 sock.setblocking(False)
                 sessions.start_soon(serve_session, sock, name, self.snapshot, self.services)
-                await trio.lowlevel.checkpoint()
+                # Lets others run, too. A checkpoint and an empty queue's error would cost 30 µs more.
+                await trio.lowlevel.wait_readable(listening)
 
     def _complain(self, listener: str, error: OSError) -> None:
         now = trio.current_time()

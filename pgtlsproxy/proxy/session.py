@@ -19,7 +19,6 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import (
     ClientGone,
-    DeadlineMissed,
     Displaced,
     ErrorKind,
     InternalError,
@@ -103,23 +102,26 @@ async def _run(
     log: SessionLog,
 ) -> None:
     """All stages, in order."""
-    with seat.until_proved():
+    with seat.until_let_in():
         if listener not in snapshot.listeners:
             raise ShuttingDown(f"listener {listener} is no longer in the configuration")
         accepted = await accept(session, client, listener, snapshot, log)
+        seat.must_be_over_by(
+            min(accepted.startup_deadline, accepted.deadline),
+            "no StartupMessage came in time (startup_timeout)",
+        )
         negotiated = await negotiate(accepted, client, log)
         if isinstance(negotiated, CancelRequested):
+            seat.must_be_over_by(math.inf, "")  # what follows has its own
             await services.cancels.forward(accepted, negotiated.request)
             await client.say_goodbye()
             return
+        seat.must_be_over_by(accepted.deadline, "the login was not over in time (authentication_timeout)")
         seat.take_session()
-        with trio.move_on_at(accepted.deadline) as login:
-            grant = await authorise(negotiated, log)
-            if own_proof(grant) is not None:
-                seat.proved()
-            logged_in = await _log_in(negotiated, grant, client, services, log)
-        if login.cancelled_caught:
-            raise DeadlineMissed("the login was not over in time (authentication_timeout)")
+        grant = await authorise(negotiated, log)
+        if own_proof(grant) is not None:
+            seat.proved()
+        logged_in = await _log_in(negotiated, grant, client, services, log)
     await _relay(logged_in, accepted, services, log)
 
 

@@ -12,13 +12,13 @@ compares the key itself, in constant time.
 from __future__ import annotations
 
 import enum
+import hashlib
 import heapq
-import hmac
 import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -83,10 +83,9 @@ class SharedTable:
         """
         return (number - 1) * _SLOT_OCTETS
 
-    def each(self, word: int) -> Iterator[int]:
+    def each(self, word: int) -> Sequence[int]:
         """A word of every slot."""
-        for slot in range(self.slots):
-            yield self.words[slot * (_SLOT_OCTETS // _WORD) + word]
+        return self.words[word :: _SLOT_OCTETS // _WORD]
 
     def clear(self, number: int) -> None:
         """Forget a worker that is dead."""
@@ -230,7 +229,8 @@ class WorkerSlot:
 
     def _digest(self, *fields: bytes) -> bytes:
         message = b"".join(struct.pack("!I", len(field)) + field for field in fields)
-        return hmac.digest(self._secret.reveal(), message, "sha256")[:TAG_OCTETS]
+        # Keyed, and without OpenSSL: its HMAC took 7 times as long alone, and 60 µs among a session's work.
+        return hashlib.blake2b(message, key=self._secret.reveal(), digest_size=TAG_OCTETS).digest()
 
 
 def _milliseconds(moment: float) -> int:

@@ -95,6 +95,18 @@ REMEMBERED: Final = 256
 """Certificates whose description is kept, the least recently asked for going first: at most 4 MB."""
 
 
+def load(der: bytes) -> x509.Certificate:
+    """A certificate from its octets, remembered by these: most peers come again with the same one.
+
+    Raises:
+        ValueError, x509.InvalidVersion: cryptography does not read it.
+    """
+    return _load(der) if len(der) <= MAX_OCTETS else x509.load_der_x509_certificate(der)
+
+
+_load = lru_cache(maxsize=REMEMBERED)(x509.load_der_x509_certificate)
+
+
 def read_names(certificate: x509.Certificate) -> Names:
     """Read the names out of the signed bytes, without a decoder that could refuse or change them.
 

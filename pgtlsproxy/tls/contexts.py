@@ -280,7 +280,7 @@ def _apply_pair(context: SSL.Context, pair: KeyPair, key_setting: str) -> list[t
 def _apply_trust(
     context: SSL.Context, trust: Trust, ca_setting: str, crl_setting: str
 ) -> list[tuple[str, str]]:
-    context.set_verify(SSL.VERIFY_PEER, _note_verify_error)
+    openssl.verify_with(context, _note_verify_error)
     store = context.get_cert_store()
     if store is None:  # pragma: no cover - OpenSSL makes one with every context
         return [(ca_setting, "OpenSSL has no certificate store")]

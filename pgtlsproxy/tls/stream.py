@@ -15,7 +15,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, Literal, TypeVar
 
 import trio
@@ -23,7 +23,7 @@ from cryptography import x509
 from OpenSSL import SSL
 
 from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
-from pgtlsproxy.tls import openssl
+from pgtlsproxy.tls import certificates, openssl
 from pgtlsproxy.tls.anchors import issuer
 from pgtlsproxy.tls.contexts import UNREADABLE, HandshakeRecord, NoCommonALPN, openssl_reason
 
@@ -133,27 +133,33 @@ class ClearLeg(_SocketLeg):
         Raises:
             LegLost: the connection broke.
         """
-        return await self._retry(trio.lowlevel.wait_readable, lambda: self.sock.recv(max_octets))
+        await self._give_way()
+        while True:
+            try:
+                return self.sock.recv(max_octets)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock)
+            except OSError as error:
+                raise _broken(error) from None
 
     async def _send_some(self, view: memoryview) -> int:
-        return await self._retry(trio.lowlevel.wait_writable, lambda: self.sock.send(view))
+        await self._give_way()
+        while True:
+            try:
+                return self.sock.send(view)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self.sock)
+            except OSError as error:
+                raise _broken(error) from None
 
     async def send_eof(self) -> None:
         """Say that no more will be sent; receiving goes on."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
-    async def _retry(
-        self, wait: Callable[[socket.socket], Awaitable[None]], operation: Callable[[], _T]
-    ) -> _T:
-        await self._give_way()
-        while True:
-            try:
-                return operation()
-            except BlockingIOError:
-                await wait(self.sock)
-            except OSError as error:
-                raise LegLost(error.strerror or type(error).__name__) from None
+
+def _broken(error: OSError) -> LegLost:
+    return LegLost(error.strerror or type(error).__name__)
 
 
 class TLSLeg(_SocketLeg):
@@ -162,8 +168,6 @@ class TLSLeg(_SocketLeg):
     Attributes:
         is_tls: True.
         connection: OpenSSL's end of it.
-        version, cipher: what was negotiated, as OpenSSL names it.
-        server_name: the SNI that the client sent, None without; it selects nothing.
         is_verified: whether the peer's chain was verified in this handshake.
         peer_leaf: the peer's certificate, verified or, under a weak sslmode, not.
         is_abused: whether the connection was ended because the peer flooded it.
@@ -178,13 +182,29 @@ class TLSLeg(_SocketLeg):
         self._fruitless_reads = 0
         self.is_abused = False
         openssl.return_after_each_record(connection, KEY_UPDATES, self._note_abuse)
-        self.version: str = connection.get_protocol_version_name()
-        self.cipher: str | None = connection.get_cipher_name()
-        self.alpn: bytes = connection.get_alpn_proto_negotiated()
-        self.server_name: bytes | None = connection.get_servername()
-        self.peer_leaf: x509.Certificate | None = connection.get_peer_certificate(as_cryptography=True)
-        # The chain alone proves nothing: OpenSSL keeps one of a failed verification, too.
-        self.is_verified: bool = bool(connection.get_verified_chain()) and openssl.is_verified(connection)
+        der = openssl.peer_certificate(connection)
+        self.peer_leaf: x509.Certificate | None = None if der is None else certificates.load(der)
+        self.is_verified = openssl.is_verified(connection)
+
+    @property
+    def version(self) -> str:
+        """The protocol version that was negotiated, as OpenSSL names it."""
+        return self.connection.get_protocol_version_name()
+
+    @property
+    def cipher(self) -> str | None:
+        """The cipher suite that was negotiated, as OpenSSL names it."""
+        return self.connection.get_cipher_name()
+
+    @property
+    def alpn(self) -> bytes:
+        """The application protocol that was negotiated; empty for none."""
+        return self.connection.get_alpn_proto_negotiated()
+
+    @property
+    def server_name(self) -> bytes | None:
+        """The SNI that the client sent, None without; it selects nothing."""
+        return self.connection.get_servername()
 
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:

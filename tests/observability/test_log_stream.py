@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -80,6 +81,36 @@ def test_lines_of_many_threads_are_whole_and_each_threads_are_in_order(pipe):
         for thread in threads:
             thread.join()
     assert seen == {name: list(range(100)) for name in "abcd"}
+
+
+def test_a_line_that_its_reader_has_room_for_needs_no_thread(pipe):
+    reader, writer = pipe
+    queued = QueuedStream(writer)
+    queued.write("first\n")
+    assert reader.readline() == b"first\n"
+    queued.write("x" * 4096 + "\n")
+    queued.write("behind it\n")
+    assert select.select([reader], [], [], 0)[0] == [], "a pipe takes only so much at once, and order is kept"
+    with queued.writing(pytest.fail):
+        assert reader.readline() == b"x" * 4096 + b"\n"
+        assert reader.readline() == b"behind it\n"
+
+
+def test_a_line_waits_for_its_thread_while_another_process_writes(pipe):
+    reader, writer = pipe
+    with tempfile.TemporaryFile() as lock:
+        holds = "import fcntl, sys; fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+        with subprocess.Popen(
+            [sys.executable, "-c", holds, str(lock.fileno())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[lock.fileno()],
+        ) as holder:  # fmt: skip
+            holder.stdout.readline()
+            queued = QueuedStream(writer, lock.fileno())
+            queued.write("waits\n")
+            assert select.select([reader], [], [], 0)[0] == []
+            holder.stdin.close()
+        with queued.writing(pytest.fail):
+            assert reader.readline() == b"waits\n"
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_LINES", 10), ("MAX_OCTETS", 10 * len(LONG))])

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import struct
 from collections.abc import Callable
 
@@ -62,6 +63,45 @@ def test_how_the_bytes_are_chunked_makes_no_difference(
         got += drain(reader)
     assert got == [Message(kind, body) for kind, body in sent]
     assert reader.take_unread() == rest
+
+
+@given(
+    messages,
+    st.sampled_from([b"", b"S", b"S\x00\x00\x00\x0cab", b"S\x00\x00\x00\x03", b"S\x7f\xff\xff\xff", b"X"]),
+)
+@settings(max_examples=200)
+def test_messages_of_one_type_may_be_taken_together(sent: list[tuple[bytes, bytes]], rest: bytes) -> None:
+    reader, one_by_one = backend_reader(), backend_reader()
+    for each in (reader, one_by_one):
+        each.feed(b"".join(raw(kind, body) for kind, body in sent) + rest)
+    bodies, whole = reader.next_alike(b"S")
+    alike = list(itertools.takewhile(lambda message: message[0] == b"S", sent))
+    assert bodies == [body for _, body in alike]
+    assert whole == b"".join(raw(kind, body) for kind, body in alike)
+    for _ in alike:
+        one_by_one.next()
+    for _ in sent[len(alike) :]:
+        assert reader.next() == one_by_one.next()
+    assert outcome(reader) == outcome(one_by_one)
+
+
+def outcome(reader: MessageReader) -> str:
+    """What comes of asking for one more."""
+    try:
+        return repr(reader.next())
+    except BackendMisbehaved as error:
+        return error.reason
+
+
+def test_messages_of_one_type_count_towards_all_that_may_come() -> None:
+    reader = backend_reader()
+    status = raw(b"S", bytes(MAX_LOGIN_MESSAGE_OCTETS - 4))
+    most = MAX_LOGIN_OCTETS // len(status)
+    reader.feed(status * (most + 1))
+    bodies, _ = reader.next_alike(b"S")
+    assert len(bodies) == most
+    with pytest.raises(BackendMisbehaved, match="too many bytes"):
+        reader.next()
 
 
 SIDES = [(client_reader, ProtocolViolation), (backend_reader, BackendMisbehaved)]
@@ -312,7 +352,7 @@ def test_a_backends_error_is_read_as_far_as_it_goes(body: bytes, sqlstate: str |
 
 
 def test_a_parameter_status_is_a_name_and_a_value() -> None:
-    assert parse_parameter_status(b"in_hot_standby\x00off\x00") == ("in_hot_standby", "off")
+    assert parse_parameter_status(b"in_hot_standby\x00off\x00") == (b"in_hot_standby", b"off")
 
 
 @pytest.mark.parametrize("body", [b"", b"a", b"a\x00", b"a\x00b", b"a\x00b\x00c", b"a\x00b\x00c\x00"])

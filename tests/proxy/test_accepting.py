@@ -31,6 +31,9 @@ class Failing:
         assert self._connection is not None, "it spins"
         return self._connection, None
 
+    def fileno(self):
+        return self._connection.fileno()
+
 
 class Log:
     """The events of a logger."""

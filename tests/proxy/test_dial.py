@@ -33,7 +33,9 @@ class FaultySocket(socket.socket):
 
     def connect_ex(self, where):
         self._fail("connect_ex")
-        return super().connect_ex(where)
+        result = super().connect_ex(where)
+        # To another host it would be under way still, and the outcome would be asked for.
+        return errno.EALREADY if "getsockopt" in self.fails else result
 
     def getsockopt(self, *arguments):
         self._fail("getsockopt")

@@ -1,10 +1,13 @@
 """The relay: every byte once, ends as what they were, and a peer that stops reading stops the other."""
 
 import contextlib
+import gc
 import hashlib
 import os
 import random
 import socket
+import threading
+import weakref
 
 import pytest
 import trio
@@ -545,6 +548,25 @@ async def test_a_wake_up_that_comes_late_is_read_all_the_same(monkeypatch):
         before = polls.count
         await trio.sleep(0.5)
         assert polls.count - before < 20
+
+
+async def test_a_session_that_is_over_leaves_nothing_to_the_garbage_collector(monkeypatch):
+    """Most of what it would keep is OpenSSL's, of whose size the collector knows nothing."""
+    async with open_bench(LEGS["tls-tls"], "fast", monkeypatch) as bench:
+        gc.disable()
+        try:
+            relayed = await bench.session()
+            legs = [weakref.ref(leg) for leg in (relayed.session.client_leg, relayed.session.backend_leg)]
+            await relayed.client.send_eof()
+            await relayed.backend.send_eof()
+            await relayed.over.wait()
+            relayed.session = None
+            thread_has_gone_on = threading.Event()
+            bench.relay._loop.post(thread_has_gone_on.set)
+            await trio.to_thread.run_sync(thread_has_gone_on.wait)
+            assert [leg() for leg in legs] == [None, None]
+        finally:
+            gc.enable()
 
 
 async def test_a_session_that_was_never_used_is_idle(bench, relayed):

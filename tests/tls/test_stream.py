@@ -13,7 +13,7 @@ from OpenSSL._util import lib
 from fixtures import key_updates
 from pgtlsproxy import pki
 from pgtlsproxy.errors import ClientTLSFailed
-from pgtlsproxy.tls import openssl
+from pgtlsproxy.tls import contexts, openssl
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, Trust, backend_context, server_context
 from pgtlsproxy.tls.stream import (
     ClearLeg,
@@ -194,6 +194,24 @@ async def test_a_foreign_certificate_is_refused_with_openssls_reason():
         "Client certificate verification failed at depth 0: unable to get local issuer"
     )
     assert error.record.certificate == stranger.certificate
+
+
+async def test_only_certificates_that_do_not_verify_are_looked_at_by_python(monkeypatch):
+    looked_at = []
+
+    def note(_connection, certificate, error, *_):
+        looked_at.append((certificate.to_cryptography(), error))
+        return False
+
+    monkeypatch.setattr(contexts, "_note_verify_error", note)
+    for leg in await tls_legs("TLSv1.3", pair(CLIENT)):
+        assert leg.is_verified
+        leg.close()
+    assert looked_at == []
+    stranger = pki.issue_client(pki.make_ca("another"), "alice")
+    with pytest.raises(ExceptionGroup):
+        await tls_legs("TLSv1.3", pair(stranger))
+    assert [certificate for certificate, _ in looked_at] == [stranger.certificate]
 
 
 @pytest.mark.parametrize(

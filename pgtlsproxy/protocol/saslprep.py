@@ -45,13 +45,14 @@ def _mapped(character: str) -> str:
 
 
 def _is_prohibited(character: str) -> bool:
-    """Whether RFC 4013, sections 2.3 and 2.5, prohibits it in the output or in a stored string."""
+    """Whether RFC 4013, sections 2.3 and 2.5, prohibits it.
+
+    Two of its tables cannot be met here: C.1.2 has become spaces, and the surrogates of C.5 are no UTF-8.
+    """
     return (
-        stringprep.in_table_c12(character)
-        or stringprep.in_table_c21_c22(character)
+        stringprep.in_table_c21_c22(character)
         or stringprep.in_table_c3(character)
         or stringprep.in_table_c4(character)
-        or stringprep.in_table_c5(character)
         or stringprep.in_table_c6(character)
         or stringprep.in_table_c7(character)
         or stringprep.in_table_c8(character)

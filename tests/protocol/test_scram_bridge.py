@@ -39,6 +39,7 @@ OURS, THEIRS = b"o" * 32, b"t" * 48
 PENCIL = Secret(b"pencil")
 SALT = b"0123456789abcdef"
 VERIFIER = Verifier.make(PENCIL, SALT, 2)
+OTHER_SALT = Verifier(b"made by hand", 2, VERIFIER.stored_key, VERIFIER.server_key)
 LEAVES = [None, OURS, THEIRS]
 
 leaves = st.sampled_from(LEAVES)
@@ -118,6 +119,7 @@ def test_extensions_of_the_client_are_passed_on_and_signed() -> None:
         (VERIFIER, Verifier.make(PENCIL, SALT, 3), b"pencil", Failure.STALE_VERIFIER),
         (VERIFIER, Verifier.make(Secret(b"new"), SALT + b"!", 2), b"new", Failure.STALE_VERIFIER),
         (VERIFIER, Verifier.make(Secret(b"new"), SALT, 2), b"new", Failure.WRONG_PROOF),
+        (OTHER_SALT, VERIFIER, b"pencil", Failure.STALE_VERIFIER),
     ],
 )
 @pytest.mark.parametrize("leaf", [None, OURS])
@@ -169,6 +171,16 @@ def test_a_client_that_saw_another_certificate_is_refused(held: Verifier | None)
 def test_a_client_from_whom_plus_was_hidden_is_refused(held: Verifier | None) -> None:
     with pytest.raises(BindingNegotiationFailed):
         bridge.begin(held, OURS, PLAIN, b"y,,n=,r=abc", [PLUS, PLAIN], THEIRS)
+
+
+@pytest.mark.parametrize(("mechanism", "leaf"), [(PLUS, None), ("", OURS), ("PLAIN", OURS)])
+def test_a_mechanism_that_was_not_offered_to_the_client_is_refused(
+    mechanism: str, leaf: bytes | None
+) -> None:
+    """Whatever the backend offers."""
+    with pytest.raises(ProtocolViolation) as refused:
+        bridge.begin(VERIFIER, leaf, mechanism, b"n,,n=,r=abc", [PLUS, PLAIN], THEIRS)
+    assert refused.value.reply == "client selected an invalid SASL authentication mechanism"
 
 
 @pytest.mark.parametrize("held", [VERIFIER, None])

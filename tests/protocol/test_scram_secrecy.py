@@ -10,8 +10,11 @@ import pytest
 
 from pgtlsproxy.errors import ProxyError
 from pgtlsproxy.identity import Secret
+from pgtlsproxy.protocol.backend import BindingFlag
 from pgtlsproxy.protocol.scram import bridge, client, server
+from pgtlsproxy.protocol.scram.binding import Binding
 from pgtlsproxy.protocol.scram.keys import InvalidVerifier, Keys, Verifier
+from pgtlsproxy.protocol.scram.messages import read_client_final
 
 PLAIN, PLUS = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
 OURS, THEIRS = b"o" * 32, b"t" * 32
@@ -74,6 +77,14 @@ def test_no_stage_shows_a_secret(password: bytes) -> None:
     for stage in stages:
         for shown in (repr(stage), str(stage), f"{stage}"):
             assert_shows_nothing(shown, proofs)
+
+
+def test_a_final_message_that_was_read_does_not_show_its_proof() -> None:
+    asked = server.challenge(VERIFIER, None, PLAIN, b"n,,n=,r=x", nonce=b"y")
+    sent = client.begin([PLAIN], None, nonce=b"x").answer(asked.server_first, Secret(PASSWORD)).client_final
+    final = read_client_final(sent, Binding(BindingFlag.NOT_SUPPORTED), b"xy")
+    assert final.proof == proof_of(sent)
+    assert repr(final) == "ClientFinal()"
 
 
 def reachable(start: object) -> Iterator[object]:

@@ -21,7 +21,8 @@ from pgtlsproxy.protocol.scram.messages import read_server_final, read_server_fi
 
 MAX_BACKEND_ITERATIONS: Final = 100_000
 """Most iterations that are done for a backend: 30 to 70 ms. PostgreSQL asks for 4,096 where nobody set
-`scram_iterations`; libpq has no limit, and a server could keep it busy for minutes (CVE-2026-42198)."""
+`scram_iterations`. libpq has no limit; without one a server keeps its client busy for minutes, as it could
+pgjdbc (CVE-2026-42198)."""
 
 
 class BackendUnproved(BackendMisbehaved):

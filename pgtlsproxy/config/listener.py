@@ -29,7 +29,6 @@ class Listener(Model):
         {
             "scram_secrets_file",
             "auth_query",
-            "roles_file",
             "roles_query",
             "proxy_protocol_from",
             "revoked_sessions",
@@ -103,6 +102,10 @@ class Listener(Model):
 
     ident_file: FilePath | None = None
     """pg_ident.conf: the maps that pg_hba.conf names."""
+
+    roles_file: FilePath | None = None
+    """Who is a member of which role, where pg_hba.conf or pg_ident.conf asks for members: one line a role,
+    `"role" "member" ...`. Ours."""
 
     plaintext_from: Annotated[tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList] = ()
     """Networks, in CIDR notation, that may start a session in clear text."""

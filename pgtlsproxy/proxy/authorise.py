@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Final
 
 import ifaddr
 import trio
 
 from pgtlsproxy.observability.logs import SessionLog
-from pgtlsproxy.policy.access import AccessRefused, AccessRequest, DecidedBy, Facts, Grant, Needs, decide
+from pgtlsproxy.policy.access import (
+    AccessRefused,
+    AccessRequest,
+    DecidedBy,
+    Fact,
+    Facts,
+    Grant,
+    Needs,
+    decide,
+)
 from pgtlsproxy.policy.addresses import Interface
 from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.records import LineRef
+from pgtlsproxy.policy.request import Unknown
+from pgtlsproxy.proxy.client_hosts import ClientHosts
 from pgtlsproxy.proxy.stages import Negotiated
 
 INTERFACE_LISTINGS: Final = trio.CapacityLimiter(8)
 """Listings of this host's interfaces under way at once."""
+
+CLIENT_HOSTS: Final = ClientHosts()
+"""The host names of clients."""
 
 
 async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
@@ -38,11 +53,7 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
     facts = Facts()
     try:
         while isinstance(decision := decide(accepted.listener.rules, request, facts), Needs):
-            facts = Facts(
-                interfaces=await trio.to_thread.run_sync(
-                    _interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
-                )
-            )
+            facts = await _with_fact(decision.fact, facts, request)
     except AccessRefused as refusal:
         log.note(method=refusal.method, decided_by=refusal.decided_by)
         _note_lines(log, refusal.hba, refusal.ident)
@@ -54,6 +65,21 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
     )
     _note_lines(log, decision.hba, decision.ident)
     return decision
+
+
+async def _with_fact(fact: Fact, facts: Facts, request: AccessRequest) -> Facts:
+    """The facts with one more that has been looked up."""
+    match fact:
+        case Fact.INTERFACES:
+            found = await trio.to_thread.run_sync(
+                _interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
+            )
+            return replace(facts, interfaces=found)
+        case Fact.CLIENT_HOST:
+            assert request.address.ip is not None  # noqa: S101 - a line for Unix sockets has no address
+            return replace(facts, client_host=await CLIENT_HOSTS.of(request.address.ip))
+        case Fact.ROLES:
+            return replace(facts, roles=Unknown("nobody can be asked for the members of a role"))
 
 
 def _interfaces() -> tuple[Interface, ...]:

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgtlsproxy.identity import decode_name
-from pgtlsproxy.policy.pattern import LONGEST_EXPRESSION, Expression, ExpressionError, compile_expression
+from pgtlsproxy.policy.pattern import (
+    LONGEST_EXPRESSION,
+    Expression,
+    ExpressionError,
+    Pattern,
+    compile_expression,
+    compile_token,
+)
+from pgtlsproxy.policy.records import LineError, Token
 
 
 def matches(expression: str, name: str) -> bool:
@@ -266,3 +274,18 @@ def test_any_text_compiles_or_is_refused(*, expression: str, captures: bool) -> 
     except ExpressionError:
         return
     compiled.matches("ab1,-")
+
+
+def test_a_value_with_a_slash_becomes_a_pattern_and_another_stays_what_it_is() -> None:
+    assert compile_token(Token("alice", quoted=True)) == Token("alice", quoted=True)
+    compiled = compile_token(Token("/^al", quoted=True))
+    assert isinstance(compiled, Pattern)
+    assert (compiled.text, compiled.quoted, compiled.program.matches("alice")) == ("/^al", True, True)
+    with pytest.raises(LineError, match=r'invalid regular expression "\(": parentheses \(\) not balanced'):
+        compile_token(Token("/("))
+
+
+def test_names_that_are_no_text_cannot_be_judged() -> None:
+    assert Expression.can_judge("al\u00efce")
+    assert not Expression.can_judge(decode_name(b"\xff"))
+    assert not matches(".", decode_name(b"\xff"))

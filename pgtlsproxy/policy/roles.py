@@ -1,13 +1,13 @@
-"""Who is a member of which role, from a file: what PostgreSQL has in pg_auth_members.
+"""Who is a member of which role: what PostgreSQL has in pg_auth_members, from there or from a file.
 
-A line names a role and then its members, `"role" "member" ...`; a role may have several lines. It is
-split as pg_ident.conf is, inclusion too. Members of members are members.
+A line of a file names a role and then its members, `"role" "member" ...`; a role may have several lines.
+It is split as pg_ident.conf is, inclusion too. Members of members are members.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 
@@ -19,10 +19,10 @@ from pgtlsproxy.policy.records import Line, LineError
 
 @dataclass(frozen=True, slots=True)
 class Memberships:
-    """The roles of a roles file.
+    """Roles and their members.
 
     Args:
-        names: the roles that have a line.
+        names: the roles that were named with members, or none.
         groups: for every member the roles that list it.
     """
 
@@ -32,8 +32,8 @@ class Memberships:
     def of(self, user: str) -> frozenset[str]:
         """The roles that a user is a member of, directly or not.
 
-        It is a member of itself, whether the file knows it or not: whether there is such a role only the
-        backend can say, and it lets nobody in as a role that there is not.
+        It is a member of itself, known here or not: whether there is such a role the backend says, which
+        lets nobody in as a role that there is not.
         """
         found = {user}
         waiting = [user]
@@ -56,19 +56,25 @@ def parse_roles(file: str, content: bytes, sources: Sources | None = None) -> Me
     Raises:
         ConfigError: with every mistake; roles that are members of each other are one.
     """
-    names: set[str] = set()
-    groups: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for role, members in parse_lines(file, content, sources or NoSources(), _parse_line):
-        names.add(role)
-        for member in members:
-            groups[member][role] = None
+    found = memberships(parse_lines(file, content, sources or NoSources(), _parse_line))
     try:
-        TopologicalSorter(groups).prepare()
+        TopologicalSorter(found.groups).prepare()
     except CycleError as error:
         circle = ", ".join(printable(role) for role in error.args[1][1:])
         what = f"these roles are members of each other, which no server allows: {circle}"
         raise ConfigError([Mistake(printable(file), what)]) from None
-    return Memberships(frozenset(names), {member: tuple(roles) for member, roles in groups.items()})
+    return found
+
+
+def memberships(roles: Iterable[tuple[str, tuple[str, ...]]]) -> Memberships:
+    """What roles and their members, in any order, come to."""
+    names: set[str] = set()
+    groups: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for role, members in roles:
+        names.add(role)
+        for member in members:
+            groups[member][role] = None
+    return Memberships(frozenset(names), {member: tuple(groups[member]) for member in groups})
 
 
 def _parse_line(line: Line) -> tuple[str, tuple[str, ...]]:

@@ -87,7 +87,7 @@ def check_soundness(rules: Rules, transports: ListenerTransports, backend: Backe
 
 def _without_roles(rules: Rules) -> str:
     return (
-        "the members of a role are not known here: set roles_file at listener "
+        "the members of a role are not known here: set roles_file or roles_query at listener "
         f"{rules.listener}, or list the users"
     )
 

@@ -23,8 +23,9 @@ from pgtlsproxy.policy.access import (
 from pgtlsproxy.policy.addresses import Interface
 from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.records import LineRef
-from pgtlsproxy.policy.request import Unknown
+from pgtlsproxy.proxy.backend_roles import BackendRoles
 from pgtlsproxy.proxy.client_hosts import ClientHosts
+from pgtlsproxy.proxy.snapshot import ListenerSnapshot
 from pgtlsproxy.proxy.stages import Negotiated
 
 INTERFACE_LISTINGS: Final = trio.CapacityLimiter(8)
@@ -32,6 +33,9 @@ INTERFACE_LISTINGS: Final = trio.CapacityLimiter(8)
 
 CLIENT_HOSTS: Final = ClientHosts()
 """The host names of clients."""
+
+BACKEND_ROLES: Final = BackendRoles()
+"""The members of backends' roles."""
 
 
 async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
@@ -53,7 +57,7 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
     facts = Facts()
     try:
         while isinstance(decision := decide(accepted.listener.rules, request, facts), Needs):
-            facts = await _with_fact(decision.fact, facts, request)
+            facts = await _with_fact(decision.fact, facts, request, accepted.listener)
     except AccessRefused as refusal:
         log.note(method=refusal.method, decided_by=refusal.decided_by)
         _note_lines(log, refusal.hba, refusal.ident)
@@ -67,7 +71,7 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
     return decision
 
 
-async def _with_fact(fact: Fact, facts: Facts, request: AccessRequest) -> Facts:
+async def _with_fact(fact: Fact, facts: Facts, request: AccessRequest, listener: ListenerSnapshot) -> Facts:
     """The facts with one more that has been looked up."""
     match fact:
         case Fact.INTERFACES:
@@ -79,7 +83,10 @@ async def _with_fact(fact: Fact, facts: Facts, request: AccessRequest) -> Facts:
             assert request.address.ip is not None  # noqa: S101 - a line for Unix sockets has no address
             return replace(facts, client_host=await CLIENT_HOSTS.of(request.address.ip))
         case Fact.ROLES:
-            return replace(facts, roles=Unknown("nobody can be asked for the members of a role"))
+            query = listener.settings.roles_query
+            assert query is not None  # noqa: S101 - the loader takes no lines for roles without
+            backend = listener.backends[query.backend or listener.rules.backend]
+            return replace(facts, roles=await BACKEND_ROLES.of(request.user, backend, query))
 
 
 def _interfaces() -> tuple[Interface, ...]:

@@ -84,6 +84,7 @@ class Units:
             hba=hba,
             ident=ident or IdentMaps(),
             roles=roles,
+            looks_up_roles=listener.roles_query is not None,
             plaintext_from=listener.plaintext_from,
             login=Login(backend.login),
             own_credential=backend.uses_own_credential,

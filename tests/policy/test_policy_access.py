@@ -575,6 +575,10 @@ LINES = st.lists(
                 "host all alice 127.0.0.1/32 trust",
                 "hostssl sameuser all all cert clientname=DN",
                 "host x all all reject",
+                "hostssl all +staff all cert",
+                "host samerole /^b all trust",
+                "hostssl /^al all .example.com cert map=m",
+                "hostnogssenc all +dba .example.net reject",
             ),
         ]
     ),
@@ -605,8 +609,12 @@ POLICIES = st.builds(
 
 
 def outcome(policy: Rules, request: AccessRequest) -> Grant | None:
+    known = Facts(
+        roles=frozenset({request.user, "staff"}),
+        client_host=ClientHost("db.example.com", is_confirmed=True),
+    )
     try:
-        return granted(policy, request)
+        return granted(policy, request, known)
     except AccessRefused:
         return None
 

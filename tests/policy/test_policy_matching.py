@@ -325,7 +325,9 @@ LINES = st.tuples(
     st.lists(st.sampled_from(DATABASES), min_size=1, max_size=3),
     st.lists(st.sampled_from(USERS), min_size=1, max_size=2),
     st.sampled_from(ADDRESSES + NAMES),
+    st.sampled_from(["trust", "reject"]),
 )
+Written = tuple[str, list[str], list[str], str, str]
 REQUESTS = st.builds(
     AccessRequest,
     user=st.sampled_from(["alice", "bob", "all", "+staff"]),
@@ -342,9 +344,9 @@ KNOWN = st.builds(
 )
 
 
-def naive(line: tuple[str, list[str], list[str], str], request: AccessRequest, facts: Facts) -> bool:
+def naive(line: Written, request: AccessRequest, facts: Facts) -> bool:
     """Whether a line applies, as somebody reads it who knows the manual."""
-    kind, databases, users, address = line
+    kind, databases, users, address, _ = line
     user, database, roles = request.user, request.database, facts.roles
     assert isinstance(roles, frozenset)
     way = "local" if request.address.is_unix else "ssl" if request.tls else "clear"
@@ -373,17 +375,17 @@ def naive(line: tuple[str, list[str], list[str], str], request: AccessRequest, f
     )
 
 
-def written(lines: list[tuple[str, list[str], list[str], str]]) -> bytes:
+def written(lines: list[Written]) -> bytes:
     return "\n".join(
-        f"{kind} {','.join(databases)} {','.join(users)} {'' if kind == 'local' else address} trust"
-        for kind, databases, users, address in lines
+        f"{kind} {','.join(databases)} {','.join(users)} {'' if kind == 'local' else address} {method}"
+        for kind, databases, users, address, method in lines
     ).encode()
 
 
 @given(lines=st.lists(LINES, min_size=1, max_size=8), request=REQUESTS, facts=KNOWN)
 @settings(max_examples=500)
 def test_first_match_equals_a_naive_reading(
-    lines: list[tuple[str, list[str], list[str], str]], request: AccessRequest, facts: Facts
+    lines: list[Written], request: AccessRequest, facts: Facts
 ) -> None:
     rules = parse_hba("hba", written(lines))
     expected = next((index for index, line in enumerate(lines) if naive(line, request, facts)), None)
@@ -400,7 +402,7 @@ def test_first_match_equals_a_naive_reading(
 )
 @settings(max_examples=100)
 def test_the_index_leaves_out_no_line_that_may_apply(
-    lines: list[tuple[str, list[str], list[str], str]], request: AccessRequest, facts: Facts
+    lines: list[Written], request: AccessRequest, facts: Facts
 ) -> None:
     rules = parse_hba("hba", written(lines))
     candidates = list(rules.candidates(request, facts))

@@ -174,7 +174,10 @@ def test_every_mistake_of_every_line_is_found() -> None:
 def test_lines_for_the_members_of_a_role_need_to_know_them(columns: str, method: str) -> None:
     line = f"host {columns} all {method}"
     (mistake,) = check(line, Login.PASSTHROUGH).mistakes
-    assert (mistake.where, "set roles_file or roles_query at listener central" in mistake.what) == ("hba:1", True)
+    assert (mistake.where, "set roles_file or roles_query at listener central" in mistake.what) == (
+        "hba:1",
+        True,
+    )
     assert check(line, Login.PASSTHROUGH, roles="staff alice").mistakes == ()
     assert check(line, Login.PASSTHROUGH, UNIX_ONLY).mistakes == ()
 

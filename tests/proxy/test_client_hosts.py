@@ -96,8 +96,9 @@ async def test_threads_that_hang_are_bounded(monkeypatch):
     hosts = ClientHosts(lambda _: release.wait() and GOOD)
     before = threading.active_count()
     try:
-        for n in range(10):
-            assert isinstance(await hosts.of(ip_address(f"10.0.{n}.1")), Unknown)
+        answers = [await hosts.of(ip_address(f"10.0.{n}.1")) for n in range(10)]
+        assert answers[:3] == [Unknown("the look-up took longer than 0.05 s")] * 3
+        assert answers[3:] == [Unknown("too many look-ups of clients' names are under way")] * 7
         assert threading.active_count() <= before + 3 + 1
     finally:
         release.set()

@@ -17,7 +17,7 @@ from pgtlsproxy.policy.inclusion import NoSources, Sources, parse_lines
 from pgtlsproxy.policy.line_store import LineStore
 from pgtlsproxy.policy.matching import user_matches
 from pgtlsproxy.policy.pattern import Pattern, compile_token
-from pgtlsproxy.policy.records import Line, LineError, LineRef, Token, split_fields
+from pgtlsproxy.policy.records import Line, LineError, LineRef, Token, may_include, split_fields
 from pgtlsproxy.policy.request import Needs, Unknown
 from pgtlsproxy.policy.rule import is_literal_user
 
@@ -162,7 +162,7 @@ def _can_be_kept_as_text(line: Line, rule: IdentRule) -> bool:
     """Whether nothing was compiled, and the line's own text says it all."""
     if isinstance(rule.system_user, Pattern) or isinstance(rule.database_user, Pattern):
         return False
-    return "@" not in line.ref.text or split_fields(line.ref.text) == line.fields
+    return not may_include(line.ref.text)
 
 
 def _parse_rule(line: Line) -> IdentRule:

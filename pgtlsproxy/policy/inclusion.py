@@ -10,13 +10,24 @@ Nothing is read here: whoever calls has the bytes, or reads them when he is aske
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import decode_name, encode_name, printable
-from pgtlsproxy.policy.records import Field, Line, LineError, LineRef, Token, logical_lines, split_fields
+from pgtlsproxy.policy.records import (
+    Field,
+    Line,
+    LineError,
+    LineRef,
+    Token,
+    logical_lines,
+    may_include,
+    split_fields,
+)
 
 MAX_DEPTH: Final = 10
 """How deep files may nest (CONF_FILE_MAX_DEPTH, src/include/utils/conffiles.h)."""
@@ -30,6 +41,9 @@ MAX_OCTETS: Final = 64 << 20
 
 MAX_MISTAKES: Final = 1000
 """How many mistakes of a file are told."""
+
+_MAY_INCLUDE: Final = re.compile(rb"(?m)include|(?:^|[ \t\r,])@|\\\r*$")
+"""What stands in every file that includes another; a line that goes on in the next may hide it."""
 
 _T = TypeVar("_T")
 
@@ -67,6 +81,18 @@ class NoSources:
     def folder(self, path: str) -> tuple[str, ...] | Unreadable:
         """No folder can be read."""
         return Unreadable(f'could not open directory "{printable(path)}": no file can be included here')
+
+
+def follow(file: str, content: bytes, sources: Sources) -> None:
+    """Ask for everything that a file includes, so that whoever answers can remember it.
+
+    Args:
+        file: its path.
+        content: the whole file.
+        sources: what other files hold.
+    """
+    if _MAY_INCLUDE.search(content) is not None:
+        deque(expand(file, content, sources), maxlen=0)
 
 
 def parse_lines(file: str, content: bytes, sources: Sources, parse: Callable[[Line], _T]) -> Iterator[_T]:
@@ -143,7 +169,7 @@ class _Expansion:
         if "\0" in ref.text:
             raise LineError("the line contains a NUL byte; is this a text file?")
         fields = split_fields(ref.text)
-        if "@" in ref.text:
+        if may_include(ref.text):
             fields = tuple(self._with_files(field, ref, depth) for field in fields)
         if len(fields) == 2:
             match fields[0][0].text:  # quoted or not, as in PostgreSQL

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pgtlsproxy.errors import Mistake
 from pgtlsproxy.identity import printable
 
-_BEFORE_TOKEN = re.compile(r"[ \t\r,]*")
-_PIECES = re.compile(r'(?:[^ \t\r,"#]+|"(?:[^"]+|"")*(?:"|\Z))+')
-"""A token: unquoted and quoted pieces without anything between them. A quote that is never closed goes to
-the end of the line."""
+_TOKEN = re.compile(r'[ \t\r,]*((?:[^ \t\r,"#]+|"(?:[^"]+|"")*(?:"|\Z))+)(,?)')
+"""A token and the comma behind it: unquoted and quoted pieces without anything between them. A quote that is
+never closed goes to the end of the line."""
 _QUOTED_PIECE = re.compile(r'"((?:[^"]+|"")*)(?:"|\Z)')
+_INCLUSION = re.compile(r"(?:^|[ \t\r,])@")
 _PLAIN_FIELD = re.compile(r"[^ \t\r]+")
 
 
@@ -110,32 +110,34 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
         yield first, "".join(pieces)
 
 
+def may_include(text: str) -> bool:
+    """Whether a logical line can have an `@file` in it; cheap, and true for some that have none."""
+    return "@" in text and _INCLUSION.search(text) is not None
+
+
 def split_fields(text: str) -> tuple[Field, ...]:
     """The fields of a logical line, comments left out."""
     if '"' not in text and "#" not in text and "," not in text:  # nearly all lines of a large file
         return tuple((Token(word),) for word in _PLAIN_FIELD.findall(text))
     fields: list[Field] = []
     field: list[Token] = []
-    position = _skip_blanks(text, 0)
-    while (match := _PIECES.match(text, position)) is not None:
-        field.append(_token(match.group()))
+    position = 0
+    while (match := _TOKEN.match(text, position)) is not None:
+        raw, comma = match.groups()
+        field.append(_token(raw))
         position = match.end()
-        if text[position : position + 1] != ",":
+        if not comma:
             fields.append(tuple(field))
             field.clear()
-        position = _skip_blanks(text, position)
     if field:
         fields.append(tuple(field))
     return tuple(fields)
 
 
-def _skip_blanks(text: str, position: int) -> int:
-    match = _BEFORE_TOKEN.match(text, position)
-    return position if match is None else match.end()
-
-
 def _token(raw: str) -> Token:
     if '"' not in raw:
         return Token(raw)
+    if raw.startswith('"') and raw.find('"', 1) == len(raw) - 1:
+        return Token(raw[1:-1], quoted=True)
     value = _QUOTED_PIECE.sub(lambda match: match.group(1).replace('""', '"'), raw)
     return Token(value, quoted=raw.startswith('"'))

@@ -11,7 +11,6 @@ import selectors
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ from pgtlsproxy.config import Listener, Settings, load_settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret, printable
 from pgtlsproxy.policy.inclusion import MAX_OCTETS as MAX_RULES_OCTETS
-from pgtlsproxy.policy.inclusion import expand
+from pgtlsproxy.policy.inclusion import follow
 from pgtlsproxy.proxy.rule_files import Included, InclusionReader
 from pgtlsproxy.tls.file_access import (
     Folder,
@@ -194,8 +193,8 @@ def _included(rules: Mapping[str, bytes | UnusableFile]) -> Included:
     """Everything that the files include, by going through them as the workers will."""
     reader = InclusionReader()
     for path, content in rules.items():
-        if isinstance(content, bytes) and (b"@" in content or b"include" in content):
-            deque(expand(path, content, reader), maxlen=0)
+        if isinstance(content, bytes):
+            follow(path, content, reader)
     return reader.included
 
 

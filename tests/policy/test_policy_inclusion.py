@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy import inclusion
-from pgtlsproxy.policy.inclusion import NoSources, Unreadable, expand, located, parse_lines
+from pgtlsproxy.policy.inclusion import NoSources, Unreadable, expand, follow, located, parse_lines
 from pgtlsproxy.policy.records import Line
 
 
@@ -191,8 +191,38 @@ def test_every_mistake_is_told_up_to_a_thousand() -> None:
 CONTENTS = st.text(alphabet='ab @",\n\\', max_size=30).map(lambda text: text.replace("b", "include a\n"))
 
 
+PIECES = st.lists(
+    st.sampled_from(
+        ["include", "incl", "ude", "_dir", " ", ",", '"', "@", "a", "#", "\\\n", "\r\n", "\\\r\n", "\n"]
+    )
+)
+
+
+@given(PIECES.map("".join))
+@settings(max_examples=500)
+def test_everything_that_is_needed_is_asked_for_beforehand(hba: str) -> None:
+    expanded, followed = Texts(a="x"), Texts(a="x")
+    list(expand("/etc/hba", hba.encode(), expanded))
+    follow("/etc/hba", hba.encode(), followed)
+    assert followed.asked == expanded.asked
+
+
+@pytest.mark.parametrize(
+    "text", ["include a", "x @a", "x,@a", "incl\\\nude a", "incl\\\r\nude a", "x \\\n@a", '"include" a']
+)
+def test_no_way_to_include_a_file_is_overlooked(text: str) -> None:
+    texts = Texts(a="x")
+    follow("/etc/hba", text.encode(), texts)
+    assert texts.asked == ["/etc/a"]
+
+
+def test_a_file_that_includes_nothing_is_not_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inclusion, "expand", None)
+    follow("/etc/ident", b'm "a@b" bob\nm c@d bob # all\n', Texts())
+
+
 @given(CONTENTS, CONTENTS, CONTENTS)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_any_files_come_to_an_end(hba: str, a: str, aa: str) -> None:
     for line in expand("/etc/hba", hba.encode(), Texts(hba=hba, a=a, aa=aa)):
         assert isinstance(line, Mistake) or (line.fields and all(line.fields))

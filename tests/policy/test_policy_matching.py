@@ -400,7 +400,7 @@ def test_first_match_equals_a_naive_reading(
     request=REQUESTS,
     facts=st.sampled_from([NO_FACTS, ROLES, NO_ROLES, Facts(client_host=Unknown("late"))]),
 )
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_the_index_leaves_out_no_line_that_may_apply(
     lines: list[Written], request: AccessRequest, facts: Facts
 ) -> None:

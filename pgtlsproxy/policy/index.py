@@ -16,7 +16,8 @@ from typing import overload
 
 from pgtlsproxy.identity import IPAddress
 from pgtlsproxy.policy.addresses import HostName, ends, folded
-from pgtlsproxy.policy.pattern import Pattern
+from pgtlsproxy.policy.pattern import Expression, Pattern
+from pgtlsproxy.policy.records import Token
 from pgtlsproxy.policy.request import AccessRequest, ClientHost, Facts, Unknown
 from pgtlsproxy.policy.rule import ConnectionType, HbaRule, Method, Replication, is_samerole
 
@@ -32,7 +33,8 @@ class _Kind(enum.Enum):
     SAMEUSER = enum.auto()
     SAMEROLE = enum.auto()
     REPLICATION = enum.auto()
-    EXPRESSION = enum.auto()
+    ANY_EXPRESSION = enum.auto()
+    UNANCHORED = enum.auto()
     ANY_ROLE = enum.auto()
     KEYWORD = enum.auto()
     ANY_NAME = enum.auto()
@@ -149,13 +151,34 @@ def _database_keys(rule: HbaRule) -> Iterator[Hashable]:
         elif token.is_keyword("replication"):
             yield _Kind.REPLICATION
         else:
-            yield _Kind.EXPRESSION if isinstance(token, Pattern) else token.text
+            yield from _name_keys(token)
 
 
-def _databases_of(request: AccessRequest) -> tuple[Hashable, ...]:
+def _name_keys(token: Token) -> Iterator[Hashable]:
+    if not isinstance(token, Pattern):
+        yield token.text
+        return
+    yield _Kind.ANY_EXPRESSION
+    yield ("^", token.program.prefix) if token.program.prefix else _Kind.UNANCHORED
+
+
+def _names_like(name: str) -> Iterator[Hashable]:
+    """The name, and the expressions that may be found in it."""
+    yield name
+    if not Expression.can_judge(name):
+        yield _Kind.ANY_EXPRESSION
+        return
+    yield _Kind.UNANCHORED
+    for length in range(1, len(name) + 1):
+        yield "^", name[:length]
+
+
+def _databases_of(request: AccessRequest) -> Iterator[Hashable]:
     if request.replication is Replication.PHYSICAL:
-        return (_Kind.REPLICATION,)
-    return _Kind.ALL, _Kind.SAMEUSER, _Kind.SAMEROLE, _Kind.EXPRESSION, request.database
+        yield _Kind.REPLICATION
+        return
+    yield from (_Kind.ALL, _Kind.SAMEUSER, _Kind.SAMEROLE)
+    yield from _names_like(request.database)
 
 
 def _user_keys(rule: HbaRule) -> Iterator[Hashable]:
@@ -166,11 +189,12 @@ def _user_keys(rule: HbaRule) -> Iterator[Hashable]:
             yield _Kind.ANY_ROLE
             yield "+", token.role
         else:
-            yield _Kind.EXPRESSION if isinstance(token, Pattern) else token.text
+            yield from _name_keys(token)
 
 
 def _users_of(request: AccessRequest, facts: Facts) -> Iterator[Hashable]:
-    yield from (_Kind.ALL, _Kind.EXPRESSION, request.user)
+    yield _Kind.ALL
+    yield from _names_like(request.user)
     if isinstance(facts.roles, frozenset):
         yield from (("+", role) for role in facts.roles)
     else:

@@ -18,6 +18,7 @@ before the group and then for the group: both engines capture the same.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,7 @@ _CLASSES = {
 }
 _CLASS_ESCAPES = {b"d": b"[:digit:]", b"s": b"[:space:]", b"w": b"[:word:]"}
 _NEGATED_CLASS_ESCAPES = {b"D": b"[:digit:]", b"S": b"[:space:]", b"W": b"[:word:]"}
+_LITERAL_PREFIX = re.compile(r"\^([A-Za-z0-9_@-]+)([*+?{]?)")
 _ANCHORS = {b"^": b"\\A", b"\\A": b"\\A", b"$": b"\\z", b"\\Z": b"\\z"}
 
 
@@ -61,6 +63,15 @@ class Expression:
 
     text: str
     _program: Any = field(repr=False, compare=False)
+
+    @property
+    def prefix(self) -> str:
+        """What every name begins with in which it is found; empty where that is not plain to see."""
+        match = None if "|" in self.text else _LITERAL_PREFIX.match(self.text)
+        if match is None:
+            return ""
+        literal, quantifier = match.groups()
+        return literal[:-1] if quantifier else literal
 
     @staticmethod
     def can_judge(name: str) -> bool:

@@ -258,6 +258,16 @@ def test_a_line_that_nobody_can_judge_is_not_passed_over() -> None:
     found = first_match(expression, replace(REQUEST, user="b\udcff"), NO_FACTS)
     assert isinstance(found, Undecidable)
     assert "is not UTF-8" in found.reason
+    elsewhere = parse_hba("hba", b"host all /^x all reject\nhost all all all trust")
+    assert isinstance(first_match(elsewhere, replace(REQUEST, user="b\udcff"), NO_FACTS), Undecidable)
+
+
+@pytest.mark.parametrize(
+    "columns", ["all /^alice", "all /^alice$", "/^app all", "/^app$ /^a", "all /^alicex*"]
+)
+def test_an_expression_that_begins_as_the_name_does_is_found_by_the_index(columns: str) -> None:
+    rules = parse_hba("hba", f"host all /^bob all reject\nhost {columns} all trust".encode())
+    assert first_match(rules, REQUEST, NO_FACTS) is rules[1]
 
 
 @pytest.mark.parametrize(
@@ -308,7 +318,7 @@ DATABASES = [
     "/^a",
     '"/p$"',
 ]
-USERS = ["all", "alice", "bob", '"all"', "+staff", "+alice", '"+staff"', "/^a.*e$"]
+USERS = ["all", "alice", "bob", '"all"', "+staff", "+alice", '"+staff"', "/^a.*e$", "/^alic$", "/^bo*"]
 ADDRESSES = [
     "all",
     "10.0.0.0/8",
@@ -330,7 +340,7 @@ LINES = st.tuples(
 Written = tuple[str, list[str], list[str], str, str]
 REQUESTS = st.builds(
     AccessRequest,
-    user=st.sampled_from(["alice", "bob", "all", "+staff"]),
+    user=st.sampled_from(["alice", "bob", "all", "+staff", "bo\udcff"]),
     database=st.sampled_from(["app", "alice", "all", "replication", "staff"]),
     replication=st.sampled_from(list(Replication)),
     address=st.sampled_from([UNIX, REMOTE, REMOTE_V6]),
@@ -359,7 +369,7 @@ def naive(line: Written, request: AccessRequest, facts: Facts) -> bool:
         meanings = {**dict.fromkeys(DATABASES, False), "replication": True}
     people = {
         "all": True, '"all"': user == "all", "+staff": "staff" in roles, "+alice": "alice" in roles,
-        '"+staff"': user == "+staff", "/^a.*e$": user == "alice",
+        '"+staff"': user == "+staff", "/^a.*e$": user == "alice", "/^alic$": False, "/^bo*": user == "bob",
     }  # fmt: skip
     v4 = request.address is REMOTE
     named = facts.client_host == ClientHost("db.example.com", is_confirmed=True)
@@ -382,7 +392,11 @@ def written(lines: list[Written]) -> bytes:
     ).encode()
 
 
-@given(lines=st.lists(LINES, min_size=1, max_size=8), request=REQUESTS, facts=KNOWN)
+@given(
+    lines=st.lists(LINES, min_size=1, max_size=8),
+    request=REQUESTS.filter(lambda request: request.user.isascii()),
+    facts=KNOWN,
+)
 @settings(max_examples=500)
 def test_first_match_equals_a_naive_reading(
     lines: list[Written], request: AccessRequest, facts: Facts

@@ -79,7 +79,7 @@ class InclusionReader:
             else:
                 content = folder.read_file(name, "file", MAX_OCTETS)
         except UnusableFile as error:
-            return Unreadable(str(error), is_missing=isinstance(error, MissingFile))
+            return _unreadable(error)
         self._octets += len(content)
         if self._octets > MAX_ALL_OCTETS:
             return Unreadable(f"the included files hold over {MAX_ALL_OCTETS >> 20} MB")
@@ -92,7 +92,7 @@ class InclusionReader:
             folder = Folder(path, "directory")
             names = folder.names()
         except UnusableFile as error:
-            return Unreadable(str(error), is_missing=isinstance(error, MissingFile))
+            return _unreadable(error)
         self._open[path.rstrip("/")] = folder
         return names
 
@@ -100,3 +100,8 @@ class InclusionReader:
         if len(self._files) + len(self._folders) < MAX_FILES:
             return None
         return Unreadable(f"more than {MAX_FILES} files are included")
+
+
+def _unreadable(error: UnusableFile) -> Unreadable:
+    """Why there is nothing to read; the path in it is what a file says."""
+    return Unreadable(printable(str(error)), is_missing=isinstance(error, MissingFile))

@@ -143,3 +143,11 @@ def test_a_file_that_many_include_is_read_once(written, monkeypatch):
     )
     assert len(lines(folder, InclusionReader())) == 5
     assert opened == [f"{folder}/users"]
+
+
+@pytest.mark.parametrize("directive", ["include", "include_dir"])
+def test_a_path_from_a_file_is_shown_without_control_characters(written, directive):
+    folder = written(pg_hba_conf=f'{directive} "\x1b[2Jx"')
+    (found,) = lines(folder, InclusionReader())
+    assert "\\x1b[2Jx" in found
+    assert "\x1b" not in found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pgtlsproxy.config.backend import USER_PLACEHOLDER, Backend
-from pgtlsproxy.config.listener import Listener
+from pgtlsproxy.config.listener import Listener, RolesQuery
 from pgtlsproxy.config.loading import load_settings
 from pgtlsproxy.config.settings import MAX_CONNECTIONS, Log, Settings
 from pgtlsproxy.config.values import Host, TCPAddress, UnixAddress
@@ -15,6 +15,7 @@ __all__ = [
     "Host",
     "Listener",
     "Log",
+    "RolesQuery",
     "Settings",
     "TCPAddress",
     "UnixAddress",

@@ -55,6 +55,10 @@ def listener_conflicts(listener: Listener) -> Iterator[Conflict]:
         listener.ssl_max_protocol_version,
         "could not set SSL protocol version range",
     )
+    if listener.roles_file is not None and listener.roles_query is not None:
+        yield Conflict(
+            ("roles_query", "roles_file"), "and roles_file both say who is a member of a role: keep one"
+        )
     if listener.ssl and listener.ssl_ca_file is None:
         for key in ("ssl_crl_file", "ssl_crl_dir"):
             if getattr(listener, key) is not None:

@@ -9,7 +9,7 @@ from typing import Final
 from pydantic_core import ErrorDetails
 
 from pgtlsproxy.config.backend import Backend
-from pgtlsproxy.config.listener import Listener
+from pgtlsproxy.config.listener import Listener, RolesQuery
 from pgtlsproxy.config.model import Model
 from pgtlsproxy.config.settings import General, Log
 from pgtlsproxy.config.values import found
@@ -24,11 +24,15 @@ _PLACES: Final[Mapping[type[Model], str]] = {
     Backend: "a backend",
 }
 
+_NESTED: Final[Mapping[str, type[Model]]] = {"log": Log, "roles_query": RolesQuery}
+"""Settings that have settings of their own."""
+
 _REQUIRED: Final = {
     "listen": 'where clients connect, as in ["127.0.0.1:5432"]',
     "backend": "the name of one of the backends",
     "ssl": "on, or off for clear text alone",
     "hba_file": "without a pg_hba.conf nobody may come in",
+    "user": "the role that asks for the members of roles",
     "login": "passthrough (the client proves itself to the backend) or certificate (the proxy does)",
 }
 
@@ -47,7 +51,7 @@ def explain(detail: ErrorDetails, model: type[Model]) -> str:
         case "missing":
             return f"is missing: {_REQUIRED[key]}"
         case "extra_forbidden":
-            return _unknown_key(key, Log if len(detail["loc"]) > 1 else model)
+            return _unknown_key(key, _NESTED[str(detail["loc"][0])] if len(detail["loc"]) > 1 else model)
         case "bool_type":
             return f"found {found(value)}, expected on or off, without quotes"
         case "string_type":

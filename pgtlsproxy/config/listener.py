@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
 
-from pgtlsproxy.config.model import CommaList, FilePath, FilledCommaList, Model, ProtocolVersion, Text
+from pgtlsproxy.config.model import (
+    CommaList,
+    FilePath,
+    FilledCommaList,
+    Model,
+    ProtocolVersion,
+    Seconds,
+    Text,
+    in_range,
+)
 from pgtlsproxy.config.values import (
     Network,
     TCPAddress,
@@ -15,8 +24,30 @@ from pgtlsproxy.config.values import (
     parse_listen_address,
     parse_network,
 )
+from pgtlsproxy.identity import printable
 
 _ListenAddress = Annotated[TCPAddress | UnixAddress, BeforeValidator(parse_listen_address)]
+
+
+class RolesQuery(Model):
+    """Whom to ask for the members of roles. Ours."""
+
+    backend: Text | None = None
+    """The name of the backend to ask; None for the listener's own."""
+
+    user: Text
+    """The role that asks; the backend must let it in by the proxy's certificate or operating system user."""
+
+    dbname: Text = "postgres"
+    """The database to connect to; all have the same roles."""
+
+    lifetime: Annotated[Seconds, AfterValidator(in_range(1, 86400))] = 60.0
+    """How long an answer is believed, in seconds."""
+
+    @property
+    def shown_user(self) -> str:
+        """The role, for messages."""
+        return f'user "{printable(self.user)}"'
 
 
 class Listener(Model):
@@ -29,8 +60,6 @@ class Listener(Model):
         {
             "scram_secrets_file",
             "auth_query",
-            "roles_file",
-            "roles_query",
             "proxy_protocol_from",
             "revoked_sessions",
             "databases",
@@ -103,6 +132,13 @@ class Listener(Model):
 
     ident_file: FilePath | None = None
     """pg_ident.conf: the maps that pg_hba.conf names."""
+
+    roles_file: FilePath | None = None
+    """Who is a member of which role, where pg_hba.conf or pg_ident.conf asks for members: one line a role,
+    `"role" "member" ...`. Ours."""
+
+    roles_query: RolesQuery | None = None
+    """The same from a server's own catalog. Ours."""
 
     plaintext_from: Annotated[tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList] = ()
     """Networks, in CIDR notation, that may start a session in clear text."""

@@ -188,11 +188,18 @@ class _Loader:
     def _check_listeners(self, listeners: Mapping[str, _Entry[Listener]], backends: object) -> None:
         """What is wrong between listeners, and between them and the backends."""
         for name, entry in listeners.items():
-            backend = entry.settings.backend
-            if isinstance(backends, dict) and backend not in backends and "backend" not in entry.wrong:
-                known = "; there are: " + ", ".join(map(printable, backends))
-                what = f"there is no backend {found(backend)}{suggestion(backend, backends)}{known}"
-                self._mistake(("listeners", name, "backend"), what)
+            query = entry.settings.roles_query
+            asked: dict[KeyPath, str | None] = {
+                ("backend",): entry.settings.backend,
+                ("roles_query", "backend"): None if query is None else query.backend,
+            }
+            for path, backend in asked.items():
+                if backend is None or not isinstance(backends, dict) or path[0] in entry.wrong:
+                    continue
+                if backend not in backends:
+                    known = "; there are: " + ", ".join(map(printable, backends))
+                    what = f"there is no backend {found(backend)}{suggestion(backend, backends)}{known}"
+                    self._mistake(("listeners", name, *path), what)
         usable = {name: entry.settings for name, entry in listeners.items() if "listen" not in entry.wrong}
         for name, index, what in listen_conflicts(usable):
             self._mistake(("listeners", name, "listen", index), what)

@@ -8,17 +8,19 @@ learns neither more nor less than it would there.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pgtlsproxy.errors import AccessDenied
 from pgtlsproxy.identity import Certificate, ProofKind, printable
 from pgtlsproxy.policy.addresses import Network
-from pgtlsproxy.policy.hba import ClientCert, ClientName, HbaRule, Method, Replication
+from pgtlsproxy.policy.hba import ClientCert, ClientName, HbaRule, HbaRules, Method, Replication
 from pgtlsproxy.policy.ident import IdentMaps, IdentMatch
-from pgtlsproxy.policy.matching import first_match
+from pgtlsproxy.policy.matching import Undecidable, first_match, lookup_detail
 from pgtlsproxy.policy.proofs import Login, proof
 from pgtlsproxy.policy.records import LineRef
-from pgtlsproxy.policy.request import AccessRequest, Fact, Facts, Needs
+from pgtlsproxy.policy.replies import failed, no_entry, rejects
+from pgtlsproxy.policy.request import AccessRequest, Fact, Facts, Needs, Unknown
+from pgtlsproxy.policy.roles import Memberships
 
 __all__ = [
     "AccessRefused",
@@ -42,6 +44,8 @@ class Rules:
         listener, backend: their names.
         hba: the lines of pg_hba.conf.
         ident: the maps of pg_ident.conf.
+        roles: who is a member of which role, by the roles_file; None where there is none.
+        looks_up_roles: whether that is a fact which the backend can be asked for.
         plaintext_from: networks beyond loopback that may start a session in clear text.
         login: how the backend is satisfied.
         own_credential: whether the backend sees a credential of the proxy: login `certificate` or
@@ -52,13 +56,20 @@ class Rules:
 
     listener: str
     backend: str
-    hba: tuple[HbaRule, ...]
+    hba: HbaRules
     ident: IdentMaps
+    roles: Memberships | None = None
+    looks_up_roles: bool = False
     plaintext_from: tuple[Network, ...]
     login: Login
     own_credential: bool
     reserved_users: frozenset[str]
     require_auth_none: bool
+
+    @property
+    def knows_roles(self) -> bool:
+        """Whether the members of a role can be known."""
+        return self.roles is not None or self.looks_up_roles
 
 
 class DecidedBy(enum.StrEnum):
@@ -164,19 +175,24 @@ def decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs:
     Raises:
         AccessRefused: it may not; with the line that decided.
     """
+    decision = _decide(rules, request, facts)
+    if decision == Needs(Fact.ROLES) and rules.roles is not None:
+        return _decide(rules, request, replace(facts, roles=rules.roles.of(request.user)))
+    return decision
+
+
+def _decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs:
     _refuse_clear_text(rules, request)
-    rule, _ = first_match(rules.hba, request, facts)
+    rule = _deciding_line(rules, request, facts)
     if isinstance(rule, Needs):
         return rule
-    if rule is None:
-        raise AccessRefused(
-            "no line of pg_hba.conf applies", reply=_no_entry(request), decided_by=DecidedBy.HBA
-        )
     if rule.clientcert is not ClientCert.OFF:
         _sent_certificate(rule, request)
     if rule.method is Method.REJECT:
-        raise AccessRefused("the line rejects", reply=_rejects(request), decided_by=DecidedBy.HBA, rule=rule)
-    checked = _check_names(rules, rule, request)
+        raise AccessRefused("the line rejects", reply=rejects(request), decided_by=DecidedBy.HBA, rule=rule)
+    checked = _check_names(rules, rule, request, facts)
+    if isinstance(checked, Needs):
+        return checked
     is_fenced = _fence(rules, rule, request, checked)
     return Grant(
         listener=rules.listener,
@@ -195,6 +211,29 @@ def decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs:
     )
 
 
+def _deciding_line(rules: Rules, request: AccessRequest, facts: Facts) -> HbaRule | Needs:
+    """The line that decides.
+
+    Raises:
+        AccessRefused: there is none, or it cannot be known which one it is.
+    """
+    match first_match(rules.hba, request, facts):
+        case Undecidable(rule, reason):
+            raise AccessRefused(
+                f"it cannot be known whether the line applies: {reason}",
+                reply=no_entry(request),
+                decided_by=DecidedBy.HBA,
+                rule=rule,
+            )
+        case None:
+            reason = "no line of pg_hba.conf applies"
+            if facts.client_host is not None:
+                reason = f"{reason}; {lookup_detail(facts.client_host)}"
+            raise AccessRefused(reason, reply=no_entry(request), decided_by=DecidedBy.HBA)
+        case rule:
+            return rule
+
+
 def _refuse_clear_text(rules: Rules, request: AccessRequest) -> None:
     """Refuse a session in clear text from afar, whatever pg_hba.conf says.
 
@@ -207,25 +246,26 @@ def _refuse_clear_text(rules: Rules, request: AccessRequest) -> None:
         return
     raise AccessRefused(
         f"a session in clear text from {address}, which is neither local nor in plaintext_from",
-        reply=_no_entry(request),
+        reply=no_entry(request),
         decided_by=DecidedBy.PLAINTEXT_FROM,
     )
 
 
-def _check_names(rules: Rules, rule: HbaRule, request: AccessRequest) -> _Checked:
+def _check_names(rules: Rules, rule: HbaRule, request: AccessRequest, facts: Facts) -> _Checked | Needs:
     """Compare the name that was authenticated with the user, by the map where there is one.
 
     Raises:
         AccessRefused: they do not fit.
     """
     if rule.method is Method.PEER:
-        name = _os_user_name(rule, request)
-        return _Checked(name, _map(rules, rule, request, name))
-    if rule.clientcert is ClientCert.VERIFY_FULL:
+        identity = name = _os_user_name(rule, request)
+    elif rule.clientcert is ClientCert.VERIFY_FULL:
         certificate = _sent_certificate(rule, request)
-        name = _certificate_name(rule, request, certificate)
-        return _Checked(certificate.dn, _map(rules, rule, request, name))
-    return _Checked()
+        identity, name = certificate.dn, _certificate_name(rule, request, certificate)
+    else:
+        return _Checked()
+    match = _map(rules, rule, request, facts, name)
+    return match if isinstance(match, Needs) else _Checked(identity, match)
 
 
 def _sent_certificate(rule: HbaRule, request: AccessRequest) -> Certificate:
@@ -274,7 +314,9 @@ def _certificate_name(rule: HbaRule, request: AccessRequest, certificate: Certif
     return names[0]
 
 
-def _map(rules: Rules, rule: HbaRule, request: AccessRequest, name: str) -> IdentMatch | None:
+def _map(
+    rules: Rules, rule: HbaRule, request: AccessRequest, facts: Facts, name: str
+) -> IdentMatch | Needs | None:
     """The line that maps a name to the user; None where they are equal and no map is asked."""
     user, shown = printable(request.user), printable(name)
     if rule.map is None:
@@ -285,14 +327,12 @@ def _map(rules: Rules, rule: HbaRule, request: AccessRequest, name: str) -> Iden
                 f"provided user name ({user}) and authenticated user name ({shown}) do not match",
             )
         return None
-    match = rules.ident.find(rule.map, request.user, name)
-    if match is None:
-        raise _name_refused(
-            rule,
-            request,
-            f'no match in usermap "{printable(rule.map)}" for user "{user}" authenticated as "{shown}"',
-            decided_by=DecidedBy.IDENT,
-        )
+    match = rules.ident.find(rule.map, request.user, name, facts.roles)
+    if match is None or isinstance(match, Unknown):
+        reason = f'no match in usermap "{printable(rule.map)}" for user "{user}" authenticated as "{shown}"'
+        if match is not None:
+            reason = f"it cannot be known whether there is a match: {match.reason}"
+        raise _name_refused(rule, request, reason, decided_by=DecidedBy.IDENT)
     return match
 
 
@@ -322,7 +362,7 @@ def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: _Checke
     if not rules.own_credential:
         return True
     raise AccessRefused(
-        problem, reply=_rejects(request), decided_by=DecidedBy.RESERVED_USERS, rule=rule, ident=ident
+        problem, reply=rejects(request), decided_by=DecidedBy.RESERVED_USERS, rule=rule, ident=ident
     )
 
 
@@ -337,7 +377,7 @@ def _accepts(rules: Rules, rule: HbaRule, request: AccessRequest) -> frozenset[P
             return frozenset({ProofKind.BACKEND_CHALLENGE, ProofKind.REQUIRE_AUTH_NONE})
         case kind:
             return frozenset({kind})
-    raise AccessRefused(problem, reply=_rejects(request), decided_by=DecidedBy.PROOF, rule=rule)
+    raise AccessRefused(problem, reply=rejects(request), decided_by=DecidedBy.PROOF, rule=rule)
 
 
 def _is_literal_local(rules: Rules, rule: HbaRule, request: AccessRequest) -> bool:
@@ -353,35 +393,5 @@ def _name_refused(
     rule: HbaRule, request: AccessRequest, reason: str, *, decided_by: DecidedBy = DecidedBy.HBA
 ) -> AccessRefused:
     """The method's refusal: PostgreSQL answers a wrong name as it answers a wrong password."""
-    user = printable(request.user)
-    sqlstate = "28000"
-    match rule.method:
-        case Method.CERT:
-            reply = f'certificate authentication failed for user "{user}"'
-        case Method.PEER:
-            reply = f'Peer authentication failed for user "{user}"'
-        case Method.SCRAM_SHA_256:
-            reply, sqlstate = f'password authentication failed for user "{user}"', "28P01"
-        case _:
-            reply = f'"{rule.method}" authentication failed for user "{user}"'
+    reply, sqlstate = failed(rule.method, request)
     return AccessRefused(reason, reply=reply, sqlstate=sqlstate, decided_by=decided_by, rule=rule)
-
-
-def _no_entry(request: AccessRequest) -> str:
-    if request.replication is Replication.PHYSICAL:
-        return f"no pg_hba.conf entry for replication connection from {_origin(request)}"
-    return f"no pg_hba.conf entry for {_origin(request)}"
-
-
-def _rejects(request: AccessRequest) -> str:
-    if request.replication is Replication.PHYSICAL:
-        return f"pg_hba.conf rejects replication connection for {_origin(request)}"
-    return f"pg_hba.conf rejects connection for {_origin(request)}"
-
-
-def _origin(request: AccessRequest) -> str:
-    parts = [f'host "{request.address}"', f'user "{printable(request.user)}"']
-    if request.replication is not Replication.PHYSICAL:
-        parts.append(f'database "{printable(request.database)}"')
-    parts.append("SSL encryption" if request.tls else "no encryption")
-    return ", ".join(parts)

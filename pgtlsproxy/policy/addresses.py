@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
-from pgtlsproxy.identity import IPAddress
-from pgtlsproxy.policy.records import Token
+from pgtlsproxy.identity import IPAddress, encode_name, printable
+from pgtlsproxy.policy.records import LineError, Token
 
 Network = IPv4Network | IPv6Network
 Interface = IPv4Interface | IPv6Interface
 
 _LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 _V4_MAPPED = IPv6Network("::ffff:0:0/96")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 # What C's inet_aton takes besides four decimal numbers: octal, hexadecimal, fewer parts.
 _SHORT_IPV4 = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+)){0,3}")
 
@@ -26,8 +29,44 @@ class AddressKeyword(enum.StrEnum):
     SAMENET = "samenet"
 
 
-class AddressError(ValueError):
+class AddressError(LineError):
     """An address column that cannot be used; the text says why and what to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostName:
+    """A host name, or with a dot at the front the end of one (`check_hostname` of src/backend/libpq/hba.c).
+
+    Args:
+        text: as the file has it.
+    """
+
+    text: str
+
+    def matches(self, name: str) -> bool:
+        """Whether the client's host name is meant; case counts in bytes beyond ASCII only."""
+        return folded(self.text) in ends(name)
+
+    def __str__(self) -> str:
+        return printable(self.text)
+
+
+def folded(name: str) -> bytes:
+    """A host name as it is compared."""
+    return encode_name(name).lower()
+
+
+def ends(name: str) -> Iterator[bytes]:
+    """A host name as it is compared, and its ends that begin with a dot, the name itself among them."""
+    whole = folded(name)
+    yield whole
+    for position, octet in enumerate(whole):
+        if octet == ord("."):
+            yield whole[position:]
+
+
+Address = Network | AddressKeyword | HostName
+"""What the address column says."""
 
 
 def keyword(token: Token) -> AddressKeyword | None:
@@ -52,16 +91,18 @@ def parse_cidr(token: Token) -> Network:
     return _network(address, int(bits))
 
 
-def parse_address(token: Token) -> IPAddress:
-    """An address without `/bits`, behind which a column with its mask comes.
+def parse_address(token: Token) -> IPAddress | HostName:
+    """An address without `/bits`, behind which a column with its mask comes, or a host name.
 
     Raises:
-        AddressError: it is a host name, or no address.
+        AddressError: it is neither.
     """
     address = _parse_ip(token.text)
-    if address is None:
-        raise AddressError(f'host name "{token}": host names are not in this version; write an address')
-    return address
+    if address is not None:
+        return address
+    if not _HOST_NAME.fullmatch(token.text):
+        raise AddressError(f'invalid host name "{token}": a name has letters, digits, hyphens and dots')
+    return HostName(token.text)
 
 
 def parse_masked(address: IPAddress, mask: Token) -> Network:
@@ -95,7 +136,7 @@ def is_loopback(network: Network) -> bool:
 
 
 def matches(wanted: Network | AddressKeyword, address: IPAddress, interfaces: tuple[Interface, ...]) -> bool:
-    """Whether a client's address is one that the column means.
+    """Whether a client's address is one that the column means, where that is no host name.
 
     IPv4 never matches IPv6, nor the other way round.
 
@@ -119,7 +160,9 @@ def _parse_ip(text: str) -> IPAddress | None:
     """A numeric address in its full form; None for what can only be a host name."""
     if ":" in text:
         if "%" in text:
-            raise AddressError(f'invalid IP address "{Token(text)}": zones are not in this version')
+            raise AddressError(
+                f'invalid IP address "{Token(text)}": leave the zone out, PostgreSQL ignores it'
+            )
         try:
             return IPv6Address(text)
         except ValueError:

@@ -7,13 +7,22 @@ byte; PostgreSQL folds case for GSSAPI and SSPI only.
 
 from __future__ import annotations
 
+import heapq
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pgtlsproxy.errors import ConfigError, Mistake
-from pgtlsproxy.policy.pattern import Expression, ExpressionError, compile_expression
-from pgtlsproxy.policy.records import Line, LineRef, Token, inclusion, tokenize
+from pgtlsproxy.policy.inclusion import NoSources, Sources, parse_lines
+from pgtlsproxy.policy.line_store import LineStore
+from pgtlsproxy.policy.matching import user_matches
+from pgtlsproxy.policy.pattern import Pattern, compile_token
+from pgtlsproxy.policy.records import Line, LineError, LineRef, Token, may_include, split_fields
+from pgtlsproxy.policy.request import Needs, Unknown
+from pgtlsproxy.policy.rule import is_literal_user
 
 _BACKREFERENCE = "\\1"
+_HASH_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +33,13 @@ class IdentRule:
         ref: where it stands.
         map: the name of its map.
         system_user: the authenticated name, or an expression that is searched in it.
-        database_user: the user that it may be: a name, `all`, or a name with `\1` in it.
+        database_user: the user that it may be, or what stands for users in pg_hba.conf; a name may have
+            `\1` in it.
     """
 
     ref: LineRef
     map: str
-    system_user: str | Expression
+    system_user: Token
     database_user: Token
 
 
@@ -39,106 +49,155 @@ class IdentMatch:
 
     Args:
         ref: where it stands.
-        is_literal: whether it names the user, not `all` or what an expression captured.
+        is_literal: whether it names the user, not a keyword, a role, an expression or what one captured.
     """
 
     ref: LineRef
     is_literal: bool
 
 
-@dataclass(frozen=True, slots=True)
 class IdentMaps:
-    """All lines of a pg_ident.conf, in its order."""
+    """All lines of a pg_ident.conf, in its order.
 
-    rules: tuple[IdentRule, ...] = ()
+    A large file has a line for every name. Such lines are kept as text and found by a hash of their map and
+    name, so that a million of them take little more room than in the file.
 
-    @property
-    def names(self) -> frozenset[str]:
-        """The names of the maps."""
-        return frozenset(rule.map for rule in self.rules)
+    Args:
+        lines: each with its rule.
 
-    def find(self, map_name: str, user: str, authenticated: str) -> IdentMatch | None:
+    Attributes:
+        names: the names of the maps.
+        roles: the roles whose members lines are for, and the first line of each.
+    """
+
+    def __init__(self, lines: Iterable[tuple[Line, IdentRule]] = ()) -> None:
+        self._literals = LineStore()
+        self._others: dict[str, list[tuple[int, IdentRule]]] = {}
+        names: set[str] = set()
+        roles: dict[str, LineRef] = {}
+        hashes: list[int] = []
+        for position, (line, rule) in enumerate(lines):
+            names.add(rule.map)
+            if rule.database_user.role is not None:
+                roles.setdefault(rule.database_user.role, rule.ref)
+            if _can_be_kept_as_text(line, rule):
+                hashes.append(_hash(rule.map, rule.system_user.text) << _HASH_BITS | len(self._literals))
+                self._literals.append(rule.ref, position)
+            else:
+                self._others.setdefault(rule.map, []).append((position, rule))
+        hashes.sort()
+        self._hashes = array("Q", hashes)
+        self.names = frozenset(names)
+        self.roles: Mapping[str, LineRef] = roles
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IdentMaps) and (self._literals, self._others) == (
+            other._literals,
+            other._others,
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def __repr__(self) -> str:
+        return f"IdentMaps(names={sorted(self.names)})"
+
+    def find(
+        self, map_name: str, user: str, authenticated: str, roles: frozenset[str] | Unknown | None = None
+    ) -> IdentMatch | Needs | Unknown | None:
         """The first line of a map that lets somebody be a user, or None.
 
         Args:
             map_name: the map.
             user: the user of the StartupMessage.
             authenticated: the name that was proved.
+            roles: the roles that the user is a member of; None where nobody looked.
+
+        Returns:
+            Also what has to be looked up first, or why nobody can know.
         """
-        for rule in self.rules:
-            if rule.map == map_name and (match := _match(rule, user, authenticated)) is not None:
+        others = self._others.get(map_name, ())
+        for _, rule in heapq.merge(self._kept_as_text(map_name, authenticated), others, key=_position):
+            match = _match(rule, map_name, user, authenticated, roles)
+            if match is not None:
                 return match
         return None
 
+    def _kept_as_text(self, map_name: str, authenticated: str) -> Iterator[tuple[int, IdentRule]]:
+        """The lines for a name, and a few that have its hash by accident."""
+        wanted = _hash(map_name, authenticated)
+        for index in range(bisect_left(self._hashes, wanted << _HASH_BITS), len(self._hashes)):
+            found, number = divmod(self._hashes[index], 1 << _HASH_BITS)
+            if found != wanted:
+                return
+            ref, position = self._literals[number]
+            yield position, _parse_rule(Line(ref, split_fields(ref.text)))
 
-def parse_ident(file: str, content: bytes) -> IdentMaps:
+
+def parse_ident(file: str, content: bytes, sources: Sources | None = None) -> IdentMaps:
     """Read pg_ident.conf. A file without lines is one without maps.
 
     Args:
-        file: the name that messages show.
+        file: the name that messages show; relative inclusions start in its folder.
         content: the whole file.
+        sources: what the files hold that it includes; None where it may include none.
 
     Raises:
         ConfigError: with every mistake, one a line.
     """
-    rules: list[IdentRule] = []
-    mistakes: list[Mistake] = []
-    for line in tokenize(file, content):
-        try:
-            rules.append(_parse_rule(line))
-        except _RuleError as error:
-            mistakes.append(line.ref.mistake(str(error)))
-    if mistakes:
-        raise ConfigError(mistakes)
-    return IdentMaps(tuple(rules))
+    return IdentMaps(
+        parse_lines(file, content, sources or NoSources(), lambda line: (line, _parse_rule(line)))
+    )
 
 
-class _RuleError(ValueError):
-    """What is wrong with a line."""
+def _hash(map_name: str, system_user: str) -> int:
+    return hash((map_name, system_user)) & ((1 << _HASH_BITS) - 1)
+
+
+def _position(entry: tuple[int, IdentRule]) -> int:
+    return entry[0]
+
+
+def _can_be_kept_as_text(line: Line, rule: IdentRule) -> bool:
+    """Whether nothing was compiled, and the line's own text says it all."""
+    if isinstance(rule.system_user, Pattern) or isinstance(rule.database_user, Pattern):
+        return False
+    return not may_include(line.ref.text)
 
 
 def _parse_rule(line: Line) -> IdentRule:
-    if (included := inclusion(line)) is not None:
-        raise _RuleError(f'reading another file ("{included}") is not in this version; write its lines here')
     if len(line.fields) < 3:
-        raise _RuleError("missing entry at end of line: write a map, a system user and a database user")
+        raise LineError("missing entry at end of line: write a map, a system user and a database user")
     columns = line.fields[:3]  # PostgreSQL ignores what stands behind them
     if any(len(field) > 1 for field in columns):
-        raise _RuleError("multiple values in ident field: write one line for each")
+        raise LineError("multiple values in ident field: write one line for each")
     (name,), (system_user,), (database_user,) = columns
-    _check_database_user(database_user)
-    return IdentRule(line.ref, name.text, _system_user(system_user, database_user), database_user)
+    captures = _BACKREFERENCE in database_user.text and is_literal_user(database_user)
+    system_user = compile_token(system_user, captures=captures)
+    return IdentRule(line.ref, name.text, system_user, compile_token(database_user))
 
 
-def _check_database_user(token: Token) -> None:
-    if token.text.startswith("+") and not token.quoted:
-        raise _RuleError(f"the members of a role ({token}) are not in this version; write one line for each")
-    if token.text.startswith("/"):
-        raise _RuleError(f'a regular expression for the database user ("{token}") is not in this version')
-
-
-def _system_user(token: Token, database_user: Token) -> str | Expression:
-    if not token.text.startswith("/"):  # quotes do not take the slash's meaning away
-        return token.text
-    try:
-        return compile_expression(token.text[1:], captures=_BACKREFERENCE in database_user.text)
-    except ExpressionError as error:
-        shown = Token(token.text[1:])
-        raise _RuleError(f'invalid regular expression "{shown}": {error}') from error
-
-
-def _match(rule: IdentRule, user: str, authenticated: str) -> IdentMatch | None:
+def _match(
+    rule: IdentRule, map_name: str, user: str, authenticated: str, roles: frozenset[str] | Unknown | None
+) -> IdentMatch | Needs | Unknown | None:
+    if rule.map != map_name:
+        return None
     wanted = rule.database_user
-    if isinstance(rule.system_user, str):
-        if rule.system_user != authenticated:
+    is_literal = is_literal_user(wanted)
+    if not isinstance(rule.system_user, Pattern):
+        if rule.system_user.text != authenticated:
             return None
-    elif _BACKREFERENCE in wanted.text:
-        captured = rule.system_user.first_group(authenticated)
+    elif is_literal and _BACKREFERENCE in wanted.text:
+        captured = rule.system_user.program.first_group(authenticated)
         if captured is None or wanted.text.replace(_BACKREFERENCE, captured, 1) != user:
             return None
         return IdentMatch(rule.ref, is_literal=False)
-    elif not rule.system_user.matches(authenticated):
+    elif not rule.system_user.program.matches(authenticated):
         return None
-    if wanted.is_keyword("all"):
-        return IdentMatch(rule.ref, is_literal=False)
-    return IdentMatch(rule.ref, is_literal=True) if wanted.text == user else None
+    match user_matches(wanted, user, roles):
+        case True:
+            return IdentMatch(rule.ref, is_literal=is_literal)
+        case False:
+            return None
+        case unsure:
+            return unsure

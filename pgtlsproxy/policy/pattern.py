@@ -1,4 +1,4 @@
-r"""Regular expressions of pg_ident.conf: PostgreSQL's dialect, matched by RE2.
+r"""Regular expressions of pg_hba.conf and pg_ident.conf: PostgreSQL's dialect, matched by RE2.
 
 PostgreSQL compiles them as advanced regular expressions (src/backend/regex) with C collation, and,
 because a login knows no database encoding yet, reads names byte by byte: `.` is one byte. RE2 does
@@ -18,12 +18,14 @@ before the group and then for the group: both engines capture the same.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import re2
 
 from pgtlsproxy.identity import decode_name, encode_name
+from pgtlsproxy.policy.records import LineError, Token
 
 LONGEST_EXPRESSION = 1024
 """Bytes of one expression."""
@@ -47,6 +49,7 @@ _CLASSES = {
 }
 _CLASS_ESCAPES = {b"d": b"[:digit:]", b"s": b"[:space:]", b"w": b"[:word:]"}
 _NEGATED_CLASS_ESCAPES = {b"D": b"[:digit:]", b"S": b"[:space:]", b"W": b"[:word:]"}
+_LITERAL_PREFIX = re.compile(r"\^([A-Za-z0-9_@-]+)([*+?{]?)")
 _ANCHORS = {b"^": b"\\A", b"\\A": b"\\A", b"$": b"\\z", b"\\Z": b"\\z"}
 
 
@@ -61,8 +64,22 @@ class Expression:
     text: str
     _program: Any = field(repr=False, compare=False)
 
+    @property
+    def prefix(self) -> str:
+        """What every name begins with in which it is found; empty where that is not plain to see."""
+        match = None if "|" in self.text else _LITERAL_PREFIX.match(self.text)
+        if match is None:
+            return ""
+        literal, quantifier = match.groups()
+        return literal[:-1] if quantifier else literal
+
+    @staticmethod
+    def can_judge(name: str) -> bool:
+        """Whether a name is UTF-8. What is not is no text, and matches nothing."""
+        return name.isascii() or not any("\udc80" <= character <= "\udcff" for character in name)
+
     def matches(self, name: str) -> bool:
-        """Whether it is found somewhere in a name. Names that are not UTF-8 match nothing."""
+        """Whether it is found somewhere in a name."""
         return self._search(name) is not None
 
     def first_group(self, name: str) -> str | None:
@@ -71,12 +88,37 @@ class Expression:
         return None if match is None else decode_name(match.group(1))
 
     def _search(self, name: str) -> Any:
-        raw = encode_name(name)
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return None
-        return self._program.search(raw)
+        return self._program.search(encode_name(name)) if self.can_judge(name) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern(Token):
+    """A value that is an expression.
+
+    Args:
+        program: the compiled expression; `compile_token` makes it.
+    """
+
+    program: Expression = field(kw_only=True, compare=False)
+
+
+def compile_token(token: Token, *, captures: bool = False) -> Token:
+    r"""A value as it is matched: compiled where it is an expression.
+
+    Args:
+        token: the value.
+        captures: whether its line uses `\1`.
+
+    Raises:
+        LineError: the expression is invalid or outside the subset; the text says what and why.
+    """
+    if token.expression is None:
+        return token
+    try:
+        program = compile_expression(token.expression, captures=captures)
+    except ExpressionError as error:
+        raise LineError(f'invalid regular expression "{Token(token.expression)}": {error}') from error
+    return Pattern(token.text, token.quoted, program=program)
 
 
 def compile_expression(text: str, *, captures: bool) -> Expression:

@@ -1,20 +1,26 @@
-"""The lexer that pg_hba.conf and pg_ident.conf share.
+"""The lexer that pg_hba.conf, pg_ident.conf and roles files share.
 
-It splits a file as PostgreSQL's `tokenize_auth_file`, `next_field_expand` and `next_token`
+It splits text as PostgreSQL's `tokenize_auth_file`, `next_field_expand` and `next_token`
 (src/backend/libpq/hba.c) do: a logical line is a sequence of fields, a field a comma list of
 tokens. A lexer that split a line differently would let in other people than PostgreSQL does.
+What a line includes from other files is `inclusion`'s business.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pgtlsproxy.errors import ConfigError, Mistake
-from pgtlsproxy.identity import decode_name, printable
+from pgtlsproxy.errors import Mistake
+from pgtlsproxy.identity import printable
 
-_BLANK = " \t\r"
-_INCLUDE_DIRECTIVES = frozenset({"include", "include_if_exists", "include_dir"})
+_TOKEN = re.compile(r'[ \t\r,]*((?:[^ \t\r,"#]+|"(?:[^"]+|"")*(?:"|\Z))+)(,?)')
+"""A token and the comma behind it: unquoted and quoted pieces without anything between them. A quote that is
+never closed goes to the end of the line."""
+_QUOTED_PIECE = re.compile(r'"((?:[^"]+|"")*)(?:"|\Z)')
+_INCLUSION = re.compile(r"(?:^|[ \t\r,])@")
+_PLAIN_FIELD = re.compile(r"[^ \t\r]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,16 @@ class Token:
         """Whether this is the keyword `word`: a quoted one is a name that looks like it."""
         return not self.quoted and self.text == word
 
+    @property
+    def role(self) -> str | None:
+        """The role of an unquoted `+role`, which stands for its members; None for anything else."""
+        return self.text[1:] if self.text.startswith("+") and not self.quoted else None
+
+    @property
+    def expression(self) -> str | None:
+        """The expression behind a leading slash, whose meaning quotes do not take away; else None."""
+        return self.text[1:] if self.text.startswith("/") else None
+
     def __str__(self) -> str:
         return printable(self.text)
 
@@ -45,7 +61,7 @@ class LineRef:
     """Where a rule stands, for logs and for people.
 
     Args:
-        file: the file's name, as the configuration has it.
+        file: the file's name, as the configuration or the including file has it.
         number: its first physical line, counted from 1.
         text: the raw line, continuations joined.
     """
@@ -55,11 +71,15 @@ class LineRef:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.number}"
+        return f"{printable(self.file)}:{self.number}"
 
     def mistake(self, what: str) -> Mistake:
         """A mistake in this line."""
         return Mistake(str(self), what)
+
+
+class LineError(ValueError):
+    """What is wrong with a line, without saying where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,104 +90,54 @@ class Line:
     fields: tuple[Field, ...]
 
 
-def tokenize(file: str, content: bytes) -> tuple[Line, ...]:
-    """Split a file into its lines, without comments and empty lines.
-
-    Files that a line asks for are not read: see `inclusion`.
-
-    Args:
-        file: the name that messages show.
-        content: the whole file.
-
-    Raises:
-        ConfigError: the file contains a NUL byte, at which PostgreSQL would stop reading the line.
-    """
-    lines: list[Line] = []
-    mistakes: list[Mistake] = []
-    for number, text in _logical_lines(decode_name(content)):
-        ref = LineRef(file, number, text)
-        if "\0" in text:
-            mistakes.append(ref.mistake("the line contains a NUL byte; is this a text file?"))
-        elif fields := tuple(_fields(text)):
-            lines.append(Line(ref, fields))
-    if mistakes:
-        raise ConfigError(mistakes)
-    return tuple(lines)
-
-
-def inclusion(line: Line) -> str | None:
-    """The part of a line that asks for another file, or None.
-
-    That is a whole-line `include`, `include_if_exists` or `include_dir` directive, or an
-    unquoted `@file` in a list.
-    """
-    if len(line.fields) == 2 and line.fields[0][0].text in _INCLUDE_DIRECTIVES:
-        return str(line.fields[0][0])
-    for field in line.fields:
-        for token in field:
-            if not token.quoted and len(token.text) > 1 and token.text.startswith("@"):
-                return str(token)
-    return None
-
-
-def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+def logical_lines(text: str) -> Iterator[tuple[int, str]]:
     """Physical lines joined at a closing backslash, with the number of the first."""
     pieces: list[str] = []
-    first = 1
-    for number, physical in enumerate(text.split("\n"), start=1):
-        piece = physical.rstrip("\r")
+    first = number = 1
+    start, length = 0, len(text)
+    while start < length:
+        end = text.find("\n", start)
+        end = length if end < 0 else end
+        piece = text[start:end].rstrip("\r")
+        start, number = end + 1, number + 1
         if piece.endswith("\\"):
             pieces.append(piece[:-1])
             continue
-        yield first, "".join([*pieces, piece])
+        yield first, "".join([*pieces, piece]) if pieces else piece
         pieces.clear()
-        first = number + 1
+        first = number
     if pieces:
         yield first, "".join(pieces)
 
 
-def _fields(text: str) -> Iterator[Field]:
+def may_include(text: str) -> bool:
+    """Whether a logical line can have an `@file` in it; cheap, and true for some that have none."""
+    return "@" in text and _INCLUSION.search(text) is not None
+
+
+def split_fields(text: str) -> tuple[Field, ...]:
+    """The fields of a logical line, comments left out."""
+    if '"' not in text and "#" not in text and "," not in text:  # nearly all lines of a large file
+        return tuple((Token(word),) for word in _PLAIN_FIELD.findall(text))
+    fields: list[Field] = []
+    field: list[Token] = []
     position = 0
-    while position < len(text):
-        field: list[Token] = []
-        goes_on = True
-        while goes_on:
-            token, position, goes_on = _next_token(text, position)
-            if token is None:
-                break
-            field.append(token)
-        if field:
-            yield tuple(field)
+    while (match := _TOKEN.match(text, position)) is not None:
+        raw, comma = match.groups()
+        field.append(_token(raw))
+        position = match.end()
+        if not comma:
+            fields.append(tuple(field))
+            field.clear()
+    if field:
+        fields.append(tuple(field))
+    return tuple(fields)
 
 
-def _next_token(text: str, position: int) -> tuple[Token | None, int, bool]:
-    """The token at a position, the position behind it, and whether a comma ended it.
-
-    None where only blanks, commas or a comment are left.
-    """
-    while position < len(text) and (text[position] in _BLANK or text[position] == ","):
-        position += 1
-    value: list[str] = []
-    in_quote = was_quote = saw_quote = initial_quote = comma = False
-    while position < len(text):
-        character = text[position]
-        if not in_quote:
-            if character in _BLANK:
-                break
-            if character == "#":
-                position = len(text)
-                break
-            if character == ",":
-                comma = True
-                break
-        if character != '"' or was_quote:
-            value.append(character)
-        was_quote = in_quote and character == '"' and not was_quote
-        if character == '"':
-            in_quote = not in_quote
-            saw_quote = True
-            initial_quote = initial_quote or not value
-        position += 1
-    if not saw_quote and not value:
-        return None, position, False
-    return Token("".join(value), initial_quote), position, comma
+def _token(raw: str) -> Token:
+    if '"' not in raw:
+        return Token(raw)
+    if raw.startswith('"') and raw.find('"', 1) == len(raw) - 1:
+        return Token(raw[1:-1], quoted=True)
+    value = _QUOTED_PIECE.sub(lambda match: match.group(1).replace('""', '"'), raw)
+    return Token(value, quoted=raw.startswith('"'))

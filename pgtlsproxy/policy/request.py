@@ -1,4 +1,4 @@
-"""What the policy is asked, and the facts about this host that it cannot know itself."""
+"""What the policy is asked, and the facts about this host and the client that it cannot know itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser
 from pgtlsproxy.policy.addresses import Interface
-from pgtlsproxy.policy.hba import Replication
+from pgtlsproxy.policy.rule import Replication
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +37,48 @@ class Fact(enum.Enum):
     """What may have to be looked up before there is a decision."""
 
     INTERFACES = enum.auto()
+    ROLES = enum.auto()
+    CLIENT_HOST = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Somebody looked, and could not find out.
+
+    Args:
+        reason: for the log; printable.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHost:
+    """The host name of a client, as PostgreSQL looks it up.
+
+    Args:
+        name: what its address resolves to; None where that has no name.
+        is_confirmed: whether this name resolves to the address again: whoever owns an address may give it
+            any name, but not give the name this address.
+    """
+
+    name: str | None
+    is_confirmed: bool | Unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What has been looked up.
+    """What has been looked up; None where nobody looked.
 
     Args:
-        interfaces: the addresses of this host with their networks; None where nobody looked.
+        interfaces: the addresses of this host with their networks.
+        roles: the roles that the user is a member of, directly or not, itself among them.
+        client_host: the client's host name.
     """
 
     interfaces: tuple[Interface, ...] | None = None
+    roles: frozenset[str] | Unknown | None = None
+    client_host: ClientHost | Unknown | None = None
 
 
 @dataclass(frozen=True, slots=True)

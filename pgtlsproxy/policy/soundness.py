@@ -15,6 +15,7 @@ from pgtlsproxy.identity import ProofKind, printable
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.policy.hba import ClientCert, ConnectionType, HbaRule, Method
 from pgtlsproxy.policy.proofs import Login, proof
+from pgtlsproxy.policy.roles import Memberships
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +67,41 @@ def check_soundness(rules: Rules, transports: ListenerTransports, backend: Backe
     warnings: list[Mistake] = []
     maps = rules.ident.names
     for rule in rules.hba:
-        if _needs_missing_tls(rule, transports):
+        if rule.type is ConnectionType.HOSTGSSENC:
+            warnings.append(
+                rule.ref.mistake("hostgssenc record cannot match: this proxy has no GSSAPI encryption")
+            )
+        elif _needs_missing_tls(rule, transports):
             warnings.append(
                 rule.ref.mistake(f"hostssl record cannot match: ssl is off at listener {rules.listener}")
             )
         elif _is_reachable(rule, transports):
             mistakes.extend(_mistakes(rules, rule, transports, maps))
             warnings.extend(_warnings(rules, rule, backend))
+    mistakes.extend(
+        ref.mistake(_without_roles(rules)) for ref in rules.ident.roles.values() if not rules.knows_roles
+    )
+    if rules.roles is not None:
+        warnings.extend(_unlisted_roles(rules, rules.roles))
     return Soundness(tuple(mistakes), tuple(warnings))
+
+
+def _without_roles(rules: Rules) -> str:
+    return (
+        "the members of a role are not known here: set roles_file or roles_query at listener "
+        f"{rules.listener}, or list the users"
+    )
+
+
+def _unlisted_roles(rules: Rules, roles: Memberships) -> Iterator[Mistake]:
+    """Roles that the file does not know, as where a name is spelt wrongly."""
+    used = [(role, rule.ref) for rule in rules.hba for role in sorted(rule.roles)]
+    for role, ref in (*used, *rules.ident.roles.items()):
+        if role not in roles.names:
+            yield ref.mistake(
+                f'role "{printable(role)}" has no line in the roles_file of listener {rules.listener}, '
+                "and so no member but itself"
+            )
 
 
 def _needs_missing_tls(rule: HbaRule, transports: ListenerTransports) -> bool:
@@ -92,6 +120,8 @@ def _mistakes(
             "client certificates can only be checked if a root certificate store is available: "
             f"set ssl_ca_file at listener {rules.listener}"
         )
+    if rule.needs_roles and not rules.knows_roles:
+        yield rule.ref.mistake(_without_roles(rules))
     if rule.method is Method.REJECT:
         return
     if rule.map is not None and rule.map not in maps:

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Final
 
 import ifaddr
 import trio
 
 from pgtlsproxy.observability.logs import SessionLog
-from pgtlsproxy.policy.access import AccessRefused, AccessRequest, DecidedBy, Facts, Grant, Needs, decide
+from pgtlsproxy.policy.access import (
+    AccessRefused,
+    AccessRequest,
+    DecidedBy,
+    Fact,
+    Facts,
+    Grant,
+    Needs,
+    decide,
+)
 from pgtlsproxy.policy.addresses import Interface
 from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.records import LineRef
+from pgtlsproxy.proxy.backend_roles import BackendRoles
+from pgtlsproxy.proxy.client_hosts import ClientHosts
+from pgtlsproxy.proxy.snapshot import ListenerSnapshot
 from pgtlsproxy.proxy.stages import Negotiated
 
 INTERFACE_LISTINGS: Final = trio.CapacityLimiter(8)
 """Listings of this host's interfaces under way at once."""
+
+CLIENT_HOSTS: Final = ClientHosts()
+"""The host names of clients."""
+
+BACKEND_ROLES: Final = BackendRoles()
+"""The members of backends' roles."""
 
 
 async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
@@ -38,11 +57,7 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
     facts = Facts()
     try:
         while isinstance(decision := decide(accepted.listener.rules, request, facts), Needs):
-            facts = Facts(
-                interfaces=await trio.to_thread.run_sync(
-                    _interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
-                )
-            )
+            facts = await _with_fact(decision.fact, facts, request, accepted.listener)
     except AccessRefused as refusal:
         log.note(method=refusal.method, decided_by=refusal.decided_by)
         _note_lines(log, refusal.hba, refusal.ident)
@@ -54,6 +69,24 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
     )
     _note_lines(log, decision.hba, decision.ident)
     return decision
+
+
+async def _with_fact(fact: Fact, facts: Facts, request: AccessRequest, listener: ListenerSnapshot) -> Facts:
+    """The facts with one more that has been looked up."""
+    match fact:
+        case Fact.INTERFACES:
+            found = await trio.to_thread.run_sync(
+                _interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
+            )
+            return replace(facts, interfaces=found)
+        case Fact.CLIENT_HOST:
+            assert request.address.ip is not None  # noqa: S101 - a line for Unix sockets has no address
+            return replace(facts, client_host=await CLIENT_HOSTS.of(request.address.ip))
+        case Fact.ROLES:
+            query = listener.settings.roles_query
+            assert query is not None  # noqa: S101 - the loader takes no lines for roles without
+            backend = listener.backends[query.backend or listener.rules.backend]
+            return replace(facts, roles=await BACKEND_ROLES.of(request.user, backend, query))
 
 
 def _interfaces() -> tuple[Interface, ...]:

@@ -20,6 +20,9 @@ from typing import Final, TypeVar
 from pgtlsproxy.config import Listener, Settings, load_settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret, printable
+from pgtlsproxy.policy.inclusion import MAX_OCTETS as MAX_RULES_OCTETS
+from pgtlsproxy.policy.inclusion import follow
+from pgtlsproxy.proxy.rule_files import Included, InclusionReader
 from pgtlsproxy.tls.file_access import (
     Folder,
     SystemRoots,
@@ -54,12 +57,14 @@ class SnapshotFiles:
         path: the YAML file.
         settings: what it says; None where it cannot be used.
         mistakes: why it cannot.
-        plain: certificates, CAs, CRLs, hba and ident files by path: their bytes, or why there are none.
+        plain: certificates, CAs, CRLs by path: their bytes, or why there are none.
         keys: files with secrets, read under PostgreSQL's permission rule.
         directories: CRL directories.
         folders: where the users' certificates and keys are, which are read when a session needs them.
         roots: the system's root certificates, where something asks for them.
         passphrases: by listener name, what ssl_passphrase_command printed.
+        rules: hba, ident and roles files by path: their bytes, or why there are none.
+        included: what those include.
     """
 
     path: str
@@ -71,6 +76,8 @@ class SnapshotFiles:
     folders: Mapping[str, Folder | UnusableFile] = field(repr=False)
     roots: SystemRoots | UnusableFile | None = field(repr=False)
     passphrases: Mapping[str, Secret | UnusableFile] = field(repr=False)
+    rules: Mapping[str, bytes | UnusableFile] = field(default_factory=dict, repr=False)
+    included: Included = field(default_factory=Included, repr=False)
 
 
 def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
@@ -86,6 +93,7 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
     if named is None:
         return SnapshotFiles(path, None, mistakes, {}, {}, {}, {}, None, {})
     plain, keys, directories = _named_files(named)
+    rules = _read_each(_rule_files(named), lambda file, kind: read_file(file, kind, MAX_RULES_OCTETS))
     uid = os.geteuid()
     wants_roots = any(backend.sslrootcert == SYSTEM_ROOTS for backend in named.backends.values())
     return SnapshotFiles(
@@ -103,6 +111,8 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
             if listener.ssl_passphrase_command
             and (in_service is None or listener.ssl_passphrase_command_supports_reload)
         },
+        rules,
+        _included(rules),
     )
 
 
@@ -143,8 +153,6 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
             group[path] = kind
 
     for listener in settings.listeners.values():
-        note(plain, listener.hba_file, "hba_file")
-        note(plain, listener.ident_file, "ident_file")
         note(plain, listener.ssl_cert_file, "certificate file")
         note(plain, listener.ssl_ca_file, "root certificate file")
         note(plain, listener.ssl_crl_file, "certificate revocation list file")
@@ -165,6 +173,29 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
         {path: kind for path, kind in keys.items() if kind},
         {path: kind for path, kind in directories.items() if kind},
     )
+
+
+def _rule_files(settings: Settings) -> dict[str, str]:
+    """The files of lines that a policy is made of, and what they are."""
+    return {
+        path: kind
+        for listener in settings.listeners.values()
+        for path, kind in (
+            (listener.hba_file, "hba_file"),
+            (listener.ident_file, "ident_file"),
+            (listener.roles_file, "roles_file"),
+        )
+        if path is not None
+    }
+
+
+def _included(rules: Mapping[str, bytes | UnusableFile]) -> Included:
+    """Everything that the files include, by going through them as the workers will."""
+    reader = InclusionReader()
+    for path, content in rules.items():
+        if isinstance(content, bytes):
+            follow(path, content, reader)
+    return reader.included
 
 
 def _user_folders(settings: Settings) -> dict[str, str]:

@@ -288,15 +288,22 @@ class _Builder:
         return replace(old, trust=trust, tls_context=context, users=users)
 
     def _policy(self, name: str, settings: Listener) -> _Policy | None:
-        """A policy, with the very backend that it was judged against; None at start where that is missing."""
-        rules, backend = self._units.rules(name, settings), self._backends.get(settings.backend)
-        wanted = self._files.settings
-        if backend is None or wanted is None or backend.settings is not wanted.backends[settings.backend]:
-            if self._old is None:
-                return None  # what is wrong with the backend ends the start, and has been told
-            problem = f"backend {settings.backend} does not load, and the policy was written for it"
-            raise ConfigError([Mistake(f"{self._files.path}: listeners.{name}.backend", problem)])
-        return settings, rules, {backend.name: backend}
+        """A policy, with the very backends that it was judged against; None at start where one is missing."""
+        rules, wanted = self._units.rules(name, settings), self._files.settings
+        backends: dict[str, BackendSnapshot] = {}
+        query = settings.roles_query
+        asked = None if query is None else query.backend
+        for key, wanted_name in (("backend", settings.backend), ("roles_query.backend", asked)):
+            if wanted_name is None:
+                continue
+            backend = self._backends.get(wanted_name)
+            if backend is None or wanted is None or backend.settings is not wanted.backends[wanted_name]:
+                if self._old is None:
+                    return None  # what is wrong with the backend ends the start, and has been told
+                problem = f"backend {wanted_name} does not load, and the policy was written for it"
+                raise ConfigError([Mistake(f"{self._files.path}: listeners.{name}.{key}", problem)])
+            backends[wanted_name] = backend
+        return settings, rules, backends
 
     def _kept_policy(self, old: ListenerSnapshot) -> _Policy:
         """The policy in service, with its backend; renewed only where the backend's settings are the same."""

@@ -18,6 +18,8 @@ from pgtlsproxy.identity import Secret
 from pgtlsproxy.policy.access import Login, Rules
 from pgtlsproxy.policy.hba import Method, parse_hba
 from pgtlsproxy.policy.ident import IdentMaps, parse_ident
+from pgtlsproxy.policy.inclusion import Sources
+from pgtlsproxy.policy.roles import parse_roles
 from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_soundness
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
@@ -59,22 +61,30 @@ class Units:
         assert settings is not None  # noqa: S101 - policies are made of a YAML file that can be used
         backend = settings.backends[listener.backend]
         mistakes: list[Mistake] = []
-        hba = ident = None
+        hba = ident = roles = None
         try:
-            hba = parse_hba(listener.hba_file, self._plain(f"listeners.{name}.hba_file", listener.hba_file))
+            hba = self._parse(f"listeners.{name}.hba_file", listener.hba_file, parse_hba)
         except ConfigError as error:
             mistakes.extend(error.mistakes)
         try:
-            ident = self._ident(name, listener)
+            if listener.ident_file is not None:
+                ident = self._parse(f"listeners.{name}.ident_file", listener.ident_file, parse_ident)
         except ConfigError as error:
             mistakes.extend(error.mistakes)
-        if hba is None or ident is None:
+        try:
+            if listener.roles_file is not None:
+                roles = self._parse(f"listeners.{name}.roles_file", listener.roles_file, parse_roles)
+        except ConfigError as error:
+            mistakes.extend(error.mistakes)
+        if hba is None or mistakes:
             raise ConfigError(mistakes)
         rules = Rules(
             listener=name,
             backend=listener.backend,
             hba=hba,
-            ident=ident,
+            ident=ident or IdentMaps(),
+            roles=roles,
+            looks_up_roles=listener.roles_query is not None,
             plaintext_from=listener.plaintext_from,
             login=Login(backend.login),
             own_credential=backend.uses_own_credential,
@@ -109,12 +119,9 @@ class Units:
                 )
             )
 
-    def _ident(self, name: str, listener: Listener) -> IdentMaps:
-        if listener.ident_file is None:
-            return parse_ident("no ident_file", b"")
-        return parse_ident(
-            listener.ident_file, self._plain(f"listeners.{name}.ident_file", listener.ident_file)
-        )
+    def _parse(self, where: str, path: str, parse: Callable[[str, bytes, Sources], _T]) -> _T:
+        """Make something of the lines of a file, and of those that it includes."""
+        return parse(path, self._read(where, self._files.rules[path]), self._files.included)
 
     def server_pair(self, name: str, listener: Listener, in_service: KeyPair | None) -> KeyPair:
         """The certificate and key of a listener.

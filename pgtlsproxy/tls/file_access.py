@@ -21,6 +21,8 @@ MAX_KEY_FILE_OCTETS: Final = 1 << 20
 MAX_FILE_OCTETS: Final = 16 << 20
 """Longest certificate, CA or CRL file; the CRLs of public issuers reach several MB."""
 MAX_DIRECTORY_OCTETS: Final = 64 << 20
+MAX_NAMES: Final = 10_000
+"""How many entries a directory that is listed may have."""
 
 USUAL_BUNDLES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Alpine
@@ -41,6 +43,10 @@ _ROOTS_DIRECTORY_ENTRY: Final = re.compile(r"[0-9a-f]{8}\.\d+|.*\.(?:pem|crt)")
 
 class UnusableFile(Exception):
     """A file that cannot be used. Its text names the file, what was found, and what to do."""
+
+
+class MissingFile(UnusableFile):
+    """A file that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +109,25 @@ def read_key_file(path: str, uid: int, kind: str = "private key file") -> bytes:
     return _read_secret(_open(path, kind), path, uid, kind)
 
 
-def read_file(path: str, kind: str) -> bytes:
+def read_file(path: str, kind: str, limit: int | None = None) -> bytes:
     """Read a file that is not secret.
 
     Args:
         path: which one.
         kind: what it is, for the messages: `certificate file`, `root certificate file`.
+        limit: how many octets it may have; None for 16 MB.
 
     Raises:
-        UnusableFile: it cannot be opened, is not a regular file, or is over 16 MB.
+        UnusableFile: it cannot be opened, is not a regular file, or is longer.
     """
-    return read_file_and_status(path, kind)[0]
+    return _read_plain(_open(path, kind), path, kind, limit)[0]
 
 
 def read_file_and_status(path: str, kind: str) -> tuple[bytes, os.stat_result]:
     """Read a file whose content tells whether it is secret, and what `key_file_problem` then judges.
 
     Raises:
-        UnusableFile: as `read_file`.
+        UnusableFile: it cannot be opened, is not a regular file, or is over 16 MB.
     """
     return _read_plain(_open(path, kind), path, kind)
 
@@ -154,14 +161,36 @@ class Folder:
         """Its descriptor, which stays the folder's."""
         return self._descriptor
 
-    def read_file(self, name: str, kind: str) -> bytes:
+    def names(self) -> tuple[str, ...]:
+        """The names in it, those of folders left out.
+
+        Raises:
+            UnusableFile: it cannot be listed, or has over 10,000 entries.
+        """
+        found: list[str] = []
+        try:
+            listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._descriptor)
+            try:
+                with os.scandir(listing) as entries:
+                    for number, entry in enumerate(entries):
+                        if number >= MAX_NAMES:
+                            raise UnusableFile(f'directory "{self.path}" has over {MAX_NAMES} entries')
+                        if not entry.is_dir():
+                            found.append(entry.name)
+            finally:
+                os.close(listing)
+        except OSError as error:
+            raise UnusableFile(f'could not read directory "{self.path}": {error.strerror}') from None
+        return tuple(found)
+
+    def read_file(self, name: str, kind: str, limit: int | None = None) -> bytes:
         """Read a file in it that is not secret.
 
         Raises:
             UnusableFile: as `read_file`, or the name has more than one component.
         """
         path = self._path_of(name, kind)
-        return _read_plain(_open(path, kind, name, self._descriptor), path, kind)[0]
+        return _read_plain(_open(path, kind, name, self._descriptor), path, kind, limit)[0]
 
     def read_key_file(self, name: str, uid: int, kind: str = "private key file") -> bytes:
         """Read a file in it with secrets, if its permissions keep them secret.
@@ -246,11 +275,15 @@ def _open(path: str, kind: str, name: str | None = None, folder: int | None = No
         # O_NONBLOCK: a FIFO without a writer would hang us before fstat could refuse it.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         return os.open(name or path, flags, dir_fd=folder)
+    except FileNotFoundError as error:
+        raise MissingFile(_cannot_open(path, error, kind)) from None
     except (OSError, ValueError) as error:
         raise UnusableFile(_cannot_open(path, error, kind)) from None
 
 
-def _read_plain(descriptor: int, path: str, kind: str) -> tuple[bytes, os.stat_result]:
+def _read_plain(
+    descriptor: int, path: str, kind: str, limit: int | None = None
+) -> tuple[bytes, os.stat_result]:
     """Read a regular file and close it."""
     try:
         status = os.fstat(descriptor)
@@ -258,7 +291,7 @@ def _read_plain(descriptor: int, path: str, kind: str) -> tuple[bytes, os.stat_r
             raise UnusableFile(
                 f'{kind} "{path}" is not a regular file: name a file, not a directory, pipe or device'
             )
-        return _read(descriptor, path, kind, MAX_FILE_OCTETS), status
+        return _read(descriptor, path, kind, MAX_FILE_OCTETS if limit is None else limit), status
     finally:
         os.close(descriptor)
 

@@ -235,6 +235,32 @@ CASES = {
     "log_format": (text(top={"log": "{format: xml}"}), "log.format", "json"),
     "log_key": (text(top={"log": "{levle: info}"}), "log.levle", "level"),
     "log_list": (text(top={"log": "[1]"}), "log"),
+    "roles_query_user": (
+        in_clear(roles_query="{lifetime: 5s}"),
+        LM + "roles_query.user",
+        "the role that asks",
+    ),
+    "roles_query_key": (
+        in_clear(roles_query="{user: a, usr: b}"),
+        LM + "roles_query.usr",
+        "did you mean user",
+    ),
+    "roles_query_time": (
+        in_clear(roles_query="{user: a, lifetime: 0}"),
+        LM + "roles_query.lifetime",
+        "out of range",
+    ),
+    "roles_query_list": (in_clear(roles_query="[a]"), LM + "roles_query", "expected settings"),
+    "roles_query_backend": (
+        in_clear(roles_query="{user: a, backend: x}"),
+        LM + "roles_query.backend",
+        "no backend",
+    ),
+    "roles_query_and_file": (
+        in_clear(roles_query="{user: a}", roles_file="x"),
+        LM + "roles_query",
+        "keep one",
+    ),
     "sslsni_2": (passthrough(sslsni="2"), BM + "sslsni"),
     "insecure_text": (passthrough(insecure_backend='"yes"'), BM + "insecure_backend"),
     "warnings_key": (text(top={"warnings": "[]"}), "warnings"),
@@ -249,7 +275,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 LATER = {
     "": "drain_timeout drain_delay max_connections_per_source max_connections_per_user status console reuse_port max_handshakes dns_cache",
-    "l": "scram_secrets_file auth_query roles_file roles_query proxy_protocol_from revoked_sessions databases tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
+    "l": "scram_secrets_file auth_query proxy_protocol_from revoked_sessions databases tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime passfile proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
 }
 

@@ -8,13 +8,19 @@ import pytest
 
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.explaining import OLDER_NAMES
-from pgtlsproxy.config.listener import Listener
+from pgtlsproxy.config.listener import Listener, RolesQuery
 from pgtlsproxy.config.settings import General, Log
 from pgtlsproxy.config.values import parse_time
 from pgtlsproxy.tls.contexts import DEFAULT_CLIENT_GROUPS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
-PLACES = {"General": General, "log": Log, "listeners.NAME": Listener, "backends.NAME": Backend}
+PLACES = {
+    "General": General,
+    "log": Log,
+    "listeners.NAME": Listener,
+    "roles_query": RolesQuery,
+    "backends.NAME": Backend,
+}
 
 STAND_INS = {
     "max_pending": "a quarter of `max_connections`, 16 at least",

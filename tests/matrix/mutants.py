@@ -75,8 +75,8 @@ def peer_name() -> None:
 
 def _without_names_where(is_taken_out: Callable[[Method], bool]) -> None:
     check = access._check_names
-    access._check_names = lambda rules, rule, request: (
-        access._Checked("anybody") if is_taken_out(rule.method) else check(rules, rule, request)
+    access._check_names = lambda rules, rule, *others: (
+        access._Checked("anybody") if is_taken_out(rule.method) else check(rules, rule, *others)
     )
 
 

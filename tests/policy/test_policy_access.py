@@ -20,8 +20,11 @@ from pgtlsproxy.policy.access import (
     Rules,
     decide,
 )
-from pgtlsproxy.policy.hba import Method, Replication, parse_hba
+from pgtlsproxy.policy.hba import HbaRules, Method, Replication, parse_hba
 from pgtlsproxy.policy.ident import parse_ident
+from pgtlsproxy.policy.records import LineRef
+from pgtlsproxy.policy.request import ClientHost, Unknown
+from pgtlsproxy.policy.roles import parse_roles
 
 UNIX = ClientAddress(None, None, is_local=True)
 LOOPBACK = ClientAddress(ip_address("127.0.0.1"), 5000, is_local=True)
@@ -91,7 +94,7 @@ def test_a_grant_names_listener_backend_line_and_what_was_checked() -> None:
         certificate_sha256="ab" * 32,
         is_fenced=False,
         hba=policy.hba[0].ref,
-        ident=policy.ident.rules[0].ref,
+        ident=LineRef("ident", 1, "m alice bob"),
     )
 
 
@@ -474,6 +477,91 @@ def test_a_missing_fact_is_asked_for_and_then_decides() -> None:
     refused(policy, REQUEST, Facts(()))
 
 
+def test_a_roles_file_answers_without_a_look_up() -> None:
+    members = parse_roles("roles", b"staff dba carol\ndba alice\n")
+    policy = rules("host app +staff all trust\nhost samerole all all trust", roles=members)
+    assert granted(policy, REQUEST).hba.number == 1
+    assert refused(policy, replace(REQUEST, user="bob")).hba is None
+    assert granted(policy, replace(REQUEST, database="dba")).hba.number == 2
+    assert granted(policy, replace(REQUEST, user="bob", database="bob")).hba.number == 2
+    assert refused(policy, replace(REQUEST, user="carol", database="dba")).hba is None
+
+
+def test_without_a_roles_file_the_roles_are_asked_for() -> None:
+    policy = rules("host all +staff all trust\nhost all all all trust")
+    assert decide(policy, REQUEST, NO_FACTS) == Needs(Fact.ROLES)
+    assert granted(policy, REQUEST, Facts(roles=frozenset({"alice", "staff"}))).hba.number == 1
+    assert granted(policy, REQUEST, Facts(roles=frozenset({"alice"}))).hba.number == 2
+
+
+@pytest.mark.parametrize("method", ["trust", "reject"])
+@pytest.mark.parametrize("column", ["all +staff", "samerole all"])
+def test_nobody_is_let_in_behind_a_line_whose_members_cannot_be_known(column: str, method: str) -> None:
+    policy = rules(f"host {column} all {method}\nhost all all all trust")
+    refusal = refused(policy, REQUEST, Facts(roles=Unknown("the backend does not answer")))
+    assert "the backend does not answer" in refusal.reason
+    assert refusal.hba == policy.hba[0].ref
+    assert refusal.reply.startswith("no pg_hba.conf entry for host")
+
+
+def test_members_that_cannot_be_known_matter_only_where_the_rest_of_the_line_applies() -> None:
+    unknown = Facts(roles=Unknown("the backend does not answer"))
+    for line in (
+        "host all +staff 10.9.0.0/16 reject",
+        "host crm +staff all reject",
+        "local all +staff reject",
+    ):
+        assert granted(rules(f"{line}\nhost all all all trust"), REQUEST, unknown).hba.number == 2
+    assert granted(rules("host all alice,+staff all trust"), REQUEST, unknown)
+
+
+def test_the_members_in_a_map_are_looked_up_too() -> None:
+    policy = rules(CERT + " map=m", "m alice +staff\n")
+    request = replace(ALICE, user="bob")
+    assert decide(policy, request, NO_FACTS) == Needs(Fact.ROLES)
+    assert granted(policy, request, Facts(roles=frozenset({"bob", "staff"})))
+    assert refused(policy, request, Facts(roles=frozenset({"bob"}))).decided_by is DecidedBy.IDENT
+    assert "no answer" in refused(policy, request, Facts(roles=Unknown("no answer"))).reason
+    by_file = rules(CERT + " map=m", "m alice +staff\n", roles=parse_roles("roles", b"staff bob"))
+    assert granted(by_file, request)
+    refused(by_file, replace(ALICE, user="carol"))
+
+
+def test_a_role_or_an_expression_names_no_reserved_user() -> None:
+    request = replace(REQUEST, user="postgres", certificate=certificate("postgres"))
+    for users in ("+dba", "/^postgres$", '"/^postgres$"'):
+        policy = rules(
+            f"hostssl all {users} all cert", own_credential=True, roles=parse_roles("r", b"dba postgres")
+        )
+        assert refused(policy, request).decided_by is DecidedBy.RESERVED_USERS
+    for line in ("m postgres +dba", "m postgres /^postgres$"):
+        policy = rules(
+            "hostssl all postgres all cert map=m",
+            line,
+            own_credential=True,
+            roles=parse_roles("r", b"dba postgres"),
+        )
+        assert refused(policy, request).decided_by is DecidedBy.RESERVED_USERS
+
+
+def test_a_refusal_without_a_line_says_how_the_name_was_looked_up() -> None:
+    policy = rules("host all all .example.com trust")
+    assert decide(policy, REQUEST, NO_FACTS) == Needs(Fact.CLIENT_HOST)
+    forged = Facts(client_host=ClientHost("db.example.com", is_confirmed=False))
+    assert refused(policy, REQUEST, forged).reason == (
+        'no line of pg_hba.conf applies; client IP address resolved to "db.example.com", forward lookup does not match'
+    )
+    assert granted(policy, REQUEST, Facts(client_host=ClientHost("db.example.com", is_confirmed=True)))
+
+
+def test_a_reject_line_for_a_name_that_cannot_be_looked_up_lets_nobody_past() -> None:
+    policy = rules("host all all .example.com reject\nhost all all all trust")
+    refusal = refused(policy, REQUEST, Facts(client_host=Unknown("the resolver does not answer")))
+    assert refusal.hba == policy.hba[0].ref
+    assert "the resolver does not answer" in refusal.reason
+    assert granted(policy, REQUEST, Facts(client_host=ClientHost(None, is_confirmed=False))).hba.number == 2
+
+
 LINES = st.lists(
     st.sampled_from(
         [
@@ -487,6 +575,10 @@ LINES = st.lists(
                 "host all alice 127.0.0.1/32 trust",
                 "hostssl sameuser all all cert clientname=DN",
                 "host x all all reject",
+                "hostssl all +staff all cert",
+                "host samerole /^b all trust",
+                "hostssl /^al all .example.com cert map=m",
+                "hostnogssenc all +dba .example.net reject",
             ),
         ]
     ),
@@ -517,8 +609,12 @@ POLICIES = st.builds(
 
 
 def outcome(policy: Rules, request: AccessRequest) -> Grant | None:
+    known = Facts(
+        roles=frozenset({request.user, "staff"}),
+        client_host=ClientHost("db.example.com", is_confirmed=True),
+    )
     try:
-        return granted(policy, request)
+        return granted(policy, request, known)
     except AccessRefused:
         return None
 
@@ -528,7 +624,7 @@ def outcome(policy: Rules, request: AccessRequest) -> Grant | None:
 def test_a_reject_on_top_never_grants_more(policy: Rules, request: AccessRequest, where: str) -> None:
     (reject,) = parse_hba("top", f"{where} reject".encode())
     before = outcome(policy, request)
-    after = outcome(replace(policy, hba=(reject, *policy.hba)), request)
+    after = outcome(replace(policy, hba=HbaRules((reject, *policy.hba))), request)
     assert after in {None, before}
 
 

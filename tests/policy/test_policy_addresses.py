@@ -3,7 +3,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from pgtlsproxy.policy import addresses
-from pgtlsproxy.policy.addresses import AddressError, AddressKeyword
+from pgtlsproxy.policy.addresses import AddressError, AddressKeyword, HostName
 from pgtlsproxy.policy.records import Token
 
 
@@ -39,7 +39,7 @@ def test_a_network_with_bits_is_read_and_its_host_bits_ignored(text: str, expect
         ("010.0.0.1/8", "four decimal numbers"),
         ("0x7f.1/8", "four decimal numbers"),
         ("256.0.0.1/8", "four decimal numbers"),
-        ("fe80::1%eth0/64", "zones are not in this version"),
+        ("fe80::1%eth0/64", "leave the zone out"),
         ("fe80:::1/64", "invalid IP address"),
         ("db.example.com/24", 'specifying both host name and CIDR mask is invalid: "db.example.com/24"'),
         ("::ffff:10.0.0.0/104", "would never match"),
@@ -81,10 +81,31 @@ def test_a_mask_that_is_none_is_refused(address: str, mask: str, problem: str) -
     assert problem in str(caught.value)
 
 
-def test_a_host_name_is_refused_by_name() -> None:
-    with pytest.raises(AddressError, match="host names are not in this version"):
-        addresses.parse_address(Token("db.example.com"))
-    assert addresses.parse_address(Token("10.0.0.1")) == ip_address("10.0.0.1")
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("db.example.com", "db.example.com", True),
+        ("DB.example.com", "db.EXAMPLE.com", True),
+        ("db.example.com", "xdb.example.com", False),
+        ("db.example.com", "db.example.com.", False),
+        (".example.com", "db.example.com", True),
+        (".EXAMPLE.com", "a.b.example.COM", True),
+        (".example.com", "example.com", False),
+        (".example.com", "badexample.com", False),
+        (".k", "x.\u212a", False),
+        ("all", "all", True),
+    ],
+)
+def test_a_host_name_matches_whole_or_by_its_end(text: str, name: str, *, expected: bool) -> None:
+    wanted = addresses.parse_address(Token(text))
+    assert isinstance(wanted, HostName)
+    assert wanted.matches(name) is expected
+
+
+@pytest.mark.parametrize("text", ["", "a b", "10.0.0.0\\8", "d\u00fc.example.com", "a,b"])
+def test_what_is_neither_address_nor_name_is_refused(text: str) -> None:
+    with pytest.raises(AddressError, match="invalid host name"):
+        addresses.parse_address(Token(text))
 
 
 @pytest.mark.parametrize(

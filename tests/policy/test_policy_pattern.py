@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgtlsproxy.identity import decode_name
-from pgtlsproxy.policy.pattern import LONGEST_EXPRESSION, Expression, ExpressionError, compile_expression
+from pgtlsproxy.policy.pattern import (
+    LONGEST_EXPRESSION,
+    Expression,
+    ExpressionError,
+    Pattern,
+    compile_expression,
+    compile_token,
+)
+from pgtlsproxy.policy.records import LineError, Token
 
 
 def matches(expression: str, name: str) -> bool:
@@ -266,3 +274,55 @@ def test_any_text_compiles_or_is_refused(*, expression: str, captures: bool) -> 
     except ExpressionError:
         return
     compiled.matches("ab1,-")
+
+
+def test_a_value_with_a_slash_becomes_a_pattern_and_another_stays_what_it_is() -> None:
+    assert compile_token(Token("alice", quoted=True)) == Token("alice", quoted=True)
+    compiled = compile_token(Token("/^al", quoted=True))
+    assert isinstance(compiled, Pattern)
+    assert (compiled.text, compiled.quoted, compiled.program.matches("alice")) == ("/^al", True, True)
+    with pytest.raises(LineError, match=r'invalid regular expression "\(": parentheses \(\) not balanced'):
+        compile_token(Token("/("))
+
+
+@pytest.mark.parametrize(
+    ("expression", "prefix"),
+    [
+        ("^team_", "team_"),
+        ("^team_.*$", "team_"),
+        ("^abc$", "abc"),
+        ("^ab*c", "a"),
+        ("^ab?", "a"),
+        ("^ab+", "a"),
+        ("^ab{0}", "a"),
+        ("^a*", ""),
+        ("^a|b", ""),
+        ("^ab(c|d)", ""),
+        ("^(ab)", ""),
+        ("^a.b", "a"),
+        ("^a\\.b", "a"),
+        ("^[ab]", ""),
+        ("abc", ""),
+        ("^", ""),
+        ("", ""),
+    ],
+)
+def test_an_expression_knows_what_names_must_begin_with(expression: str, prefix: str) -> None:
+    assert compile_expression(expression, captures=False).prefix == prefix
+
+
+@given(st.text(alphabet="^ab_*+?{01}.|()[]$\\", max_size=8), st.text(alphabet="ab_01.", max_size=6))
+@settings(max_examples=1000)
+def test_an_expression_is_found_in_no_name_that_begins_otherwise(expression: str, name: str) -> None:
+    try:
+        compiled = compile_expression(expression, captures=False)
+    except ExpressionError:
+        return
+    if compiled.matches(name):
+        assert name.startswith(compiled.prefix)
+
+
+def test_names_that_are_no_text_cannot_be_judged() -> None:
+    assert Expression.can_judge("al\u00efce")
+    assert not Expression.can_judge(decode_name(b"\xff"))
+    assert not matches(".", decode_name(b"\xff"))

@@ -2,14 +2,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgtlsproxy.errors import ConfigError
-from pgtlsproxy.policy.records import Token, inclusion, tokenize
+from pgtlsproxy.identity import decode_name, encode_name
+from pgtlsproxy.policy.records import Token, logical_lines, split_fields
 
 
 def fields(text: str) -> list[list[str]]:
-    """The fields of a one-line file; a quoted token is shown with a leading quote."""
-    (line,) = tokenize("f", text.encode())
-    return [['"' * token.quoted + token.text for token in field] for field in line.fields]
+    """The fields of a line; a quoted token is shown with a leading quote."""
+    return [['"' * token.quoted + token.text for token in field] for field in split_fields(text)]
 
 
 @pytest.mark.parametrize(
@@ -60,18 +59,13 @@ def test_a_line_is_split_as_postgresql_splits_it(text: str, expected: list[list[
 def test_a_backslash_continues_a_line_and_the_first_number_counts(
     content: bytes, expected: list[tuple[int, str]]
 ) -> None:
-    assert [(line.ref.number, line.ref.text) for line in tokenize("f", content)] == expected
-
-
-def test_a_nul_byte_is_a_mistake_with_its_line() -> None:
-    with pytest.raises(ConfigError) as caught:
-        tokenize("hba", b"a\nb\0c\n\0")
-    assert [mistake.where for mistake in caught.value.mistakes] == ["hba:2", "hba:3"]
+    lines = logical_lines(content.decode())
+    assert [(number, text) for number, text in lines if split_fields(text)] == expected
 
 
 def test_bytes_that_are_not_utf8_survive() -> None:
-    (line,) = tokenize("f", b"\xff\xe9")
-    assert line.fields[0][0].text.encode("utf-8", "surrogateescape") == b"\xff\xe9"
+    ((token,),) = split_fields(decode_name(b"\xff\xe9"))
+    assert encode_name(token.text) == b"\xff\xe9"
 
 
 def test_quotes_take_the_meaning_of_keywords_away() -> None:
@@ -85,41 +79,74 @@ def test_a_token_is_shown_without_control_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "role", "expression"),
     [
-        ("host @names all", "@names"),
-        ('host a,@"a b" all', "@a b"),
-        ('host "@names" all', None),
-        ("host @ all", None),
-        ("include x", "include"),
-        ('"include" x', "include"),
-        ("include_dir x", "include_dir"),
-        ("include_if_exists x", "include_if_exists"),
-        ("include x y", None),
-        ("host all", None),
+        ("+ops", "ops", None),
+        ('"+ops"', None, None),
+        ("+", "", None),
+        ("/ops", None, "ops"),
+        ('"/ops"', None, "ops"),
+        ("/", None, ""),
+        ("ops", None, None),
     ],
 )
-def test_what_asks_for_another_file_is_found(text: str, expected: str | None) -> None:
-    (line,) = tokenize("f", text.encode())
-    assert inclusion(line) == expected
+def test_quotes_make_a_role_a_name_and_leave_an_expression_one(
+    text: str, role: str | None, expression: str | None
+) -> None:
+    ((token,),) = split_fields(text)
+    assert (token.role, token.expression) == (role, expression)
 
 
-@given(st.binary(max_size=200) | st.text(alphabet='ab" ,#@\\\n\t\r\0', max_size=60).map(str.encode))
-@settings(max_examples=200)
-def test_any_bytes_give_lines_or_a_config_error(content: bytes) -> None:
-    try:
-        lines = tokenize("f", content)
-    except ConfigError:
-        assert b"\0" in content
-        return
-    assert all(line.fields and all(line.fields) for line in lines)
-    numbers = [line.ref.number for line in lines]
+def by_hand(text: str) -> list[list[tuple[str, bool]]]:
+    """The same one character after the other, as `next_token` goes about it."""
+    found: list[list[tuple[str, bool]]] = []
+    goes_on = False
+    position = 0
+    while True:
+        while position < len(text) and text[position] in " \t\r,":
+            position += 1
+        value, in_quote, was_quote, saw_quote, initial_quote, comma = "", False, False, False, False, False
+        while position < len(text) and (text[position] not in " \t\r" or in_quote):
+            character = text[position]
+            if character == "#" and not in_quote:
+                position = len(text)
+                break
+            if character == "," and not in_quote:
+                comma = True
+                break
+            if character != '"' or was_quote:
+                value += character
+            was_quote = in_quote and character == '"' and not was_quote
+            if character == '"':
+                in_quote, saw_quote = not in_quote, True
+                initial_quote = initial_quote or not value
+            position += 1
+        if not saw_quote and not value:
+            return found
+        if goes_on:
+            found[-1].append((value, initial_quote))
+        else:
+            found.append([(value, initial_quote)])
+        goes_on = comma
+
+
+@given(st.text(alphabet='ab" ,#@\\\t\r/+', max_size=40))
+@settings(max_examples=1000)
+def test_a_line_is_split_as_character_by_character(text: str) -> None:
+    found = [[(token.text, token.quoted) for token in field] for field in split_fields(text)]
+    assert found == by_hand(text)
+
+
+@given(st.text(alphabet="ab\\\r\n", max_size=40))
+def test_every_physical_line_is_in_one_logical_line(text: str) -> None:
+    numbers = [number for number, _ in logical_lines(text)]
     assert numbers == sorted(set(numbers))
+    joined = "".join(line for _, line in logical_lines(text))
+    assert joined.replace("\r", "").replace("\\", "") == "".join(c for c in text if c in "ab")
 
 
 @given(st.lists(st.text(alphabet='ab ,#"\\@', max_size=5), min_size=1, max_size=5))
 @settings(max_examples=100)
 def test_a_quoted_value_comes_back_as_it_was(values: list[str]) -> None:
     quoted = " ".join('"' + value.replace('"', '""') + '"' for value in values)
-    (line,) = tokenize("f", quoted.encode())
-    assert [field[0].text for field in line.fields] == values
+    assert [field[0].text for field in split_fields(quoted)] == values

@@ -4,6 +4,7 @@ from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.policy.hba import parse_hba
 from pgtlsproxy.policy.ident import parse_ident
 from pgtlsproxy.policy.proofs import PROOFS, Evidence, Login
+from pgtlsproxy.policy.roles import parse_roles
 from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, Soundness, check_soundness
 
 EVERYTHING = ListenerTransports(unix=True, tcp=True, tls=True, has_client_ca=True)
@@ -21,6 +22,7 @@ def check(
     backend: BackendFacts = PLAIN_BACKEND,
     *,
     ident: str = "",
+    roles: str | None = None,
     require_auth_none: bool = False,
 ) -> Soundness:
     rules = Rules(
@@ -28,6 +30,7 @@ def check(
         backend="primary",
         hba=parse_hba("hba", hba.encode()),
         ident=parse_ident("ident", ident.encode()),
+        roles=None if roles is None else parse_roles("roles", roles.encode()),
         plaintext_from=(),
         login=login,
         own_credential=login is not Login.PASSTHROUGH or backend.sslcert or backend.unix_socket,
@@ -164,3 +167,60 @@ def test_every_mistake_of_every_line_is_found() -> None:
         "hostssl all all all cert map=n\nhost all all all scram-sha-256", Login.CERTIFICATE, NO_CA
     ).mistakes
     assert [mistake.where for mistake in found] == ["hba:1", "hba:1", "hba:2"]
+
+
+@pytest.mark.parametrize("columns", ["all +staff", "samerole all", "app,samegroup all", "all alice,+staff"])
+@pytest.mark.parametrize("method", ["trust", "reject"])
+def test_lines_for_the_members_of_a_role_need_to_know_them(columns: str, method: str) -> None:
+    line = f"host {columns} all {method}"
+    (mistake,) = check(line, Login.PASSTHROUGH).mistakes
+    assert (mistake.where, "set roles_file or roles_query at listener central" in mistake.what) == (
+        "hba:1",
+        True,
+    )
+    assert check(line, Login.PASSTHROUGH, roles="staff alice").mistakes == ()
+    assert check(line, Login.PASSTHROUGH, UNIX_ONLY).mistakes == ()
+
+
+def test_names_that_look_like_roles_need_none() -> None:
+    assert check('host "samerole" "+staff" all trust', Login.PASSTHROUGH) == Soundness()
+
+
+def test_maps_for_the_members_of_a_role_need_to_know_them() -> None:
+    line, ident = "hostssl all all all cert map=m", "m alice bob\nm alice +staff\nm bob +staff"
+    (mistake,) = check(line, Login.PASSTHROUGH, ident=ident).mistakes
+    assert (mistake.where, "set roles_file" in mistake.what) == ("ident:2", True)
+    assert check(line, Login.PASSTHROUGH, ident=ident, roles="staff bob") == Soundness()
+
+
+def test_a_role_that_the_roles_file_does_not_know_is_warned_of() -> None:
+    found = check(
+        "host all +stuff,+staff all scram-sha-256\nlocal all all peer map=m",
+        Login.PASSTHROUGH,
+        ident="m a +crew",
+        roles="staff alice",
+    )
+    assert found.mistakes == ()
+    assert [(warning.where, warning.what.split(" has")[0]) for warning in found.warnings] == [
+        ("hba:1", 'role "stuff"'),
+        ("ident:1", 'role "crew"'),
+    ]
+
+
+def test_a_line_for_gssapi_encryption_is_warned_of_and_asks_for_nothing() -> None:
+    found = check("hostgssenc all +staff all trust\nhost all all all reject", Login.CERTIFICATE)
+    assert found.mistakes == ()
+    (warning,) = found.warnings
+    assert "hostgssenc record cannot match" in warning.what
+
+
+@pytest.mark.parametrize("users", ["+staff", "/^alice$", '"/alice"', "alice,+staff"])
+@pytest.mark.parametrize("address", ["127.0.0.1/32", "localhost"])
+def test_trust_with_the_proxys_own_credential_is_for_users_by_name_alone(users: str, address: str) -> None:
+    (mistake,) = check(f"host all {users} {address} trust", Login.CERTIFICATE, roles="staff bob").mistakes
+    assert "would let anybody be such a user" in mistake.what
+
+
+def test_a_host_name_is_no_loopback_address() -> None:
+    (mistake,) = check("host all alice localhost trust", Login.CERTIFICATE).mistakes
+    assert "is not a numeric one" in mistake.what

@@ -1,0 +1,131 @@
+"""Methods and options of pg_hba.conf: what they are called, where they may stand, and what is wrong else.
+
+The rules and texts are those of `parse_hba_line` and `parse_hba_auth_opt` (src/backend/libpq/hba.c) in
+PostgreSQL 17. What PostgreSQL knows and this version does not is a mistake, never skipped: a line that
+silently does nothing lets in, or keeps out, the wrong people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pgtlsproxy.identity import printable
+from pgtlsproxy.policy.records import Field, LineError, Token
+from pgtlsproxy.policy.rule import ClientCert, ClientName, ConnectionType, Method
+
+_AT_THE_BACKEND = "use trust, where the backend asks the client itself (login: passthrough), or cert"
+_INSTEAD = {
+    "md5": "use scram-sha-256, which needs a SCRAM secret for the role",
+    "password": "use scram-sha-256, or trust where the backend asks the client itself (login: passthrough)",
+    "ident": "use peer for Unix sockets, or cert",
+    **dict.fromkeys(("gss", "sspi", "ldap", "pam", "bsd", "radius", "oauth"), _AT_THE_BACKEND),
+}
+"""Methods that PostgreSQL has and this version has not, and what to use."""
+
+_FOREIGN_OPTIONS = {
+    option: methods
+    for methods, options in {
+        "gssapi and sspi": "include_realm krb_realm",
+        "sspi": "compat_realm upn_username",
+        "ldap": "ldapurl ldaptls ldapscheme ldapserver ldapport ldapbinddn ldapbindpasswd "
+        "ldapsearchattribute ldapsearchfilter ldapbasedn ldapprefix ldapsuffix",
+        "pam": "pamservice pam_use_hostname",
+        "radius": "radiusservers radiusports radiusidentifiers radiussecrets",
+    }.items()
+    for option in options.split()
+}
+"""Options of methods that this version has not, and those methods."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What stands behind the method; see `HbaRule`."""
+
+    clientcert: ClientCert = ClientCert.OFF
+    clientname: ClientName = ClientName.CN
+    map: str | None = None
+
+
+def parse_method(token: Token, connection_type: ConnectionType) -> Method:
+    """The method of a line.
+
+    Raises:
+        LineError: there is none of this name, or not for this type.
+    """
+    is_local = connection_type is ConnectionType.LOCAL
+    if token.text == "ident" and is_local:
+        return Method.PEER  # its name at Unix sockets before PostgreSQL 9.1
+    if token.text in _INSTEAD:
+        raise LineError(f'authentication method "{token}" is not in this version: {_INSTEAD[token.text]}')
+    try:
+        method = Method(token.text)
+    except ValueError:
+        raise LineError(
+            f'invalid authentication method "{token}": write trust, reject, cert, peer or scram-sha-256'
+        ) from None
+    if method is Method.PEER and not is_local:
+        raise LineError("peer authentication is only supported on local sockets")
+    if method is Method.CERT and connection_type is not ConnectionType.HOSTSSL:
+        raise LineError("cert authentication is only supported on hostssl connections")
+    return method
+
+
+def parse_options(tokens: Field, connection_type: ConnectionType, method: Method) -> Options:
+    """The options of a line; of one that is repeated the last counts, as in PostgreSQL.
+
+    Raises:
+        LineError: one is unknown, or may not stand there.
+    """
+    options = Options()
+    for token in tokens:
+        name, equals, value = token.text.partition("=")
+        if not equals:
+            raise LineError(f"authentication option not in name=value format: {token}")
+        match name:
+            case "map":
+                options = replace(options, map=_map(method, value))
+            case "clientcert":
+                options = replace(options, clientcert=_clientcert(connection_type, method, value))
+            case "clientname":
+                options = replace(options, clientname=_clientname(connection_type, value))
+            case _ if name in _FOREIGN_OPTIONS:
+                raise LineError(
+                    f'authentication option "{name}" is only valid for authentication methods '
+                    f"{_FOREIGN_OPTIONS[name]}"
+                )
+            case _:
+                raise LineError(
+                    f'unrecognized authentication option name: "{printable(name)}"; there are map, '
+                    "clientcert and clientname"
+                )
+    return replace(options, clientcert=ClientCert.VERIFY_FULL) if method is Method.CERT else options
+
+
+def _map(method: Method, value: str) -> str:
+    if method not in {Method.CERT, Method.PEER}:
+        raise LineError(
+            'authentication option "map" is only valid for authentication methods '
+            "ident, peer, gssapi, sspi, and cert"
+        )
+    if not value:
+        raise LineError('authentication option "map" is empty; leave it out where no map is wanted')
+    return value
+
+
+def _clientcert(connection_type: ConnectionType, method: Method, value: str) -> ClientCert:
+    if connection_type is not ConnectionType.HOSTSSL:
+        raise LineError('clientcert can only be configured for "hostssl" rows')
+    if method is Method.CERT and value == ClientCert.VERIFY_CA:
+        raise LineError('clientcert only accepts "verify-full" when using "cert" authentication')
+    if value not in {ClientCert.VERIFY_CA, ClientCert.VERIFY_FULL}:
+        raise LineError(f'invalid value for clientcert: "{printable(value)}"; write verify-ca or verify-full')
+    return ClientCert(value)
+
+
+def _clientname(connection_type: ConnectionType, value: str) -> ClientName:
+    if connection_type is not ConnectionType.HOSTSSL:
+        raise LineError('clientname can only be configured for "hostssl" rows')
+    try:
+        return ClientName(value)
+    except ValueError:
+        raise LineError(f'invalid value for clientname: "{printable(value)}"; write CN or DN') from None

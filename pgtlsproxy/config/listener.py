@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from pgtlsproxy.config.model import CommaList, FilePath, FilledCommaList, Model, ProtocolVersion, Text
+from pgtlsproxy.config.model import (
+    CommaList,
+    FilePath,
+    FilledCommaList,
+    Model,
+    ProtocolVersion,
+    Text,
+    one_of,
+)
 from pgtlsproxy.config.values import (
     Network,
     TCPAddress,
@@ -32,7 +40,6 @@ class Listener(Model):
             "roles_file",
             "roles_query",
             "proxy_protocol_from",
-            "revoked_sessions",
             "databases",
             "tcp_keepalives_idle",
             "tcp_keepalives_interval",
@@ -106,6 +113,10 @@ class Listener(Model):
 
     plaintext_from: Annotated[tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList] = ()
     """Networks, in CIDR notation, that may start a session in clear text."""
+
+    revoked_sessions: Annotated[Literal["keep", "close"], BeforeValidator(one_of("keep", "close"))] = "keep"
+    """What a reload means for sessions that the new files would not let in: `keep` leaves them, `close` ends
+    those whose certificate was revoked, whose CA was taken out, or whom the policy refuses now."""
 
     unix_socket_permissions: Annotated[int, BeforeValidator(parse_file_mode)] = 0o770
     """Mode of Unix sockets, a quoted octal text. PostgreSQL's own default is "0777"."""

@@ -9,7 +9,16 @@ import ifaddr
 import trio
 
 from pgtlsproxy.observability.logs import SessionLog
-from pgtlsproxy.policy.access import AccessRefused, AccessRequest, DecidedBy, Facts, Grant, Needs, decide
+from pgtlsproxy.policy.access import (
+    AccessRefused,
+    AccessRequest,
+    DecidedBy,
+    Facts,
+    Grant,
+    Needs,
+    Rules,
+    decide,
+)
 from pgtlsproxy.policy.addresses import Interface
 from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.records import LineRef
@@ -20,13 +29,30 @@ INTERFACE_LISTINGS: Final = trio.CapacityLimiter(8)
 
 
 async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
-    """Ask the policy, and fetch the facts that it misses.
+    """Ask the policy about a client, and note what it says.
 
     Raises:
         AccessRefused: it says no.
     """
+    accepted = negotiated.accepted
+    request = request_of(negotiated)
+    try:
+        grant = await judge(accepted.listener.rules, request)
+    except AccessRefused as refusal:
+        log.note(method=refusal.method, decided_by=refusal.decided_by)
+        _note_lines(log, refusal.hba, refusal.ident)
+        if refusal.hba is None and refusal.decided_by is DecidedBy.HBA:
+            log.note(hba_file=accepted.listener.settings.hba_file)  # none of its lines applies
+        raise
+    log.note(method=grant.method, login=grant.login, backend=grant.backend, identity=grant.identity)
+    _note_lines(log, grant.hba, grant.ident)
+    return grant
+
+
+def request_of(negotiated: Negotiated) -> AccessRequest:
+    """What the policy is asked about a client."""
     accepted, startup = negotiated.accepted, negotiated.startup
-    request = AccessRequest(
+    return AccessRequest(
         user=startup.user,
         database=startup.database,
         replication=Replication[startup.replication.name],
@@ -35,24 +61,21 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
         certificate=negotiated.certificate,
         os_user=accepted.os_user,
     )
+
+
+async def judge(rules: Rules, request: AccessRequest) -> Grant:
+    """Ask the policy, and fetch the facts that it misses.
+
+    Raises:
+        AccessRefused: it says no.
+    """
     facts = Facts()
-    try:
-        while isinstance(decision := decide(accepted.listener.rules, request, facts), Needs):
-            facts = Facts(
-                interfaces=await trio.to_thread.run_sync(
-                    _interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
-                )
+    while isinstance(decision := decide(rules, request, facts), Needs):
+        facts = Facts(
+            interfaces=await trio.to_thread.run_sync(
+                _interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
             )
-    except AccessRefused as refusal:
-        log.note(method=refusal.method, decided_by=refusal.decided_by)
-        _note_lines(log, refusal.hba, refusal.ident)
-        if refusal.hba is None and refusal.decided_by is DecidedBy.HBA:
-            log.note(hba_file=accepted.listener.settings.hba_file)  # none of its lines applies
-        raise
-    log.note(
-        method=decision.method, login=decision.login, backend=decision.backend, identity=decision.identity
-    )
-    _note_lines(log, decision.hba, decision.ident)
+        )
     return decision
 
 

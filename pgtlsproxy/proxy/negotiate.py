@@ -26,7 +26,8 @@ from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.stages import Accepted, Negotiated
 from pgtlsproxy.tls.certificates import describe
 from pgtlsproxy.tls.contexts import ALPN_PROTOCOL
-from pgtlsproxy.tls.stream import ClientCertificateFailed, TLSLeg
+from pgtlsproxy.tls.stream import TLSLeg
+from pgtlsproxy.tls.verdicts import ClientCertificateFailed
 
 LENGTH_OCTETS: Final = 4
 

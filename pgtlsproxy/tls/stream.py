@@ -24,8 +24,8 @@ from OpenSSL import SSL
 
 from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
 from pgtlsproxy.tls import certificates, openssl
-from pgtlsproxy.tls.anchors import issuer
 from pgtlsproxy.tls.contexts import UNREADABLE, HandshakeRecord, NoCommonALPN, openssl_reason
+from pgtlsproxy.tls.verdicts import client_certificate_refused, verdict
 
 Operation = Literal["read", "write"]
 _T = TypeVar("_T")
@@ -45,9 +45,6 @@ KEY_UPDATES: Final = 1000
 """How many KeyUpdates a connection may ever see where reads cannot be counted. OpenSSL needs one after
 some 10^7 records.
 """
-
-NO_CRL: Final = 3
-"""X509_V_ERR_UNABLE_TO_GET_CRL (openssl/x509_vfy.h)."""
 
 ABUSE: Final = "the peer keeps sending TLS records without data"
 
@@ -349,20 +346,12 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
     except SSL.Error as error:
         openssl.clear_errors()
         if record.verify_error:
-            raise PeerNotVerified(f"{openssl_reason(error)}: {_verdict(record)}") from None
+            raise PeerNotVerified(f"{openssl_reason(error)}: {verdict(record)}") from None
         raise LegLost(openssl_reason(error)) from None
     try:
         return TLSLeg(sock, connection)
     except UNREADABLE as error:
         raise LegLost(f"the server's certificate cannot be read: {error}") from None
-
-
-def _verdict(record: HandshakeRecord) -> str:
-    """Why a certificate did not verify, and who would have had to vouch for it."""
-    text = verify_error_text(record.verify_error)
-    if record.certificate is None:
-        return text
-    return f"{text} at depth {record.verify_depth} (the certificate's issuer is {issuer(record.certificate)})"
 
 
 async def _handshake(sock: socket.socket, connection: SSL.Connection) -> None:
@@ -387,29 +376,3 @@ def _lost(error: SSL.SysCallError) -> LegLost:
     if number in _LOST:
         return LegLost(str(text))
     return LegTruncated("the peer closed the connection without close_notify")
-
-
-class ClientCertificateFailed(ClientCertificateRefused):
-    """A client's certificate failed verification; carries what the log says of it."""
-
-    def __init__(self, reason: str, record: HandshakeRecord) -> None:
-        super().__init__(reason)
-        self.record = record
-        self.tls_error = verify_error_text(record.verify_error)
-
-
-def client_certificate_refused(record: HandshakeRecord) -> ClientCertificateFailed:
-    """The refusal that a failed verification amounts to, in PostgreSQL's words."""
-    advice = ""
-    if record.verify_error == NO_CRL and record.certificate is not None:
-        advice = f": ssl_crl_file and ssl_crl_dir have no list of its issuer, {issuer(record.certificate)}"
-    return ClientCertificateFailed(
-        f"Client certificate verification failed at depth {record.verify_depth}: "
-        f"{verify_error_text(record.verify_error)}{advice}",
-        record,
-    )
-
-
-def verify_error_text(number: int) -> str:
-    """OpenSSL's words for a verification error."""
-    return openssl.verify_error_string(number)

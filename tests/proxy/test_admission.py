@@ -58,7 +58,7 @@ class Crowd:
 
     async def _wait(self, seat):
         try:
-            with seat.until_proved():
+            with seat.until_let_in():
                 await trio.sleep_forever()
         except Displaced:
             self.gone.append(seat)
@@ -124,9 +124,9 @@ async def test_beyond_all_limits_nobody_is_heard_whichever_workers_have_them(wor
     one, two = workers
     for worker in (one, two, one, two, one, two, one, two):
         seat = worker.seat(LIMITS)
-    with seat.until_proved():
+    with seat.until_let_in():
         pass
-    with pytest.raises(Displaced, match="max_connections"), one.seat(LIMITS).until_proved():
+    with pytest.raises(Displaced, match="max_connections"), one.seat(LIMITS).until_let_in():
         pytest.fail("it was heard")
 
 

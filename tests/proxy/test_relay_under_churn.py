@@ -1,6 +1,7 @@
 """Sessions end by every way there is while others stream: no byte goes astray, and nobody ends who was not told to."""
 
 import contextlib
+import errno
 import random
 import socket
 import struct
@@ -12,6 +13,7 @@ import trio.testing
 
 from fixtures.relayed import LEGS, MODES, open_bench, read_exactly
 from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
+from pgtlsproxy.tls import raw
 from pgtlsproxy.tls.stream import LegLost
 
 SHUTDOWN = Ending("shutdown", "the proxy ends", is_clean=True)
@@ -215,3 +217,23 @@ async def test_why_the_backend_went_is_told_though_the_clients_next_query_fails_
     assert await read_exactly(relayed.client, 29) == b"FATAL: terminating connection"
     relayed.client.close()
     assert (await relayed.ended()).kind == "backend_lost"
+
+
+@pytest.mark.parametrize("kind", ["clear", "TLSv1.3"])
+async def test_last_words_that_come_after_the_query_has_failed_arrive_too(monkeypatch, kind):
+    """Over TLS they could not be read any more."""
+
+    def send(sock, data):
+        return raw.BROKEN - errno.EPIPE if bytes(data) == b"question" else original(sock, data)
+
+    original = raw._send
+    monkeypatch.setattr(raw, "_send", send)
+    async with open_bench((kind, "clear"), "fast", monkeypatch) as bench:
+        relayed = await bench.session()
+        await relayed.client.send(b"question")
+        await trio.sleep(0.1)
+        await relayed.backend.send(b"FATAL: terminating connection")
+        await relayed.backend.send_eof()
+        assert await read_exactly(relayed.client, 29) == b"FATAL: terminating connection"
+        relayed.client.close()
+        assert (await relayed.ended()).kind == "backend_lost"

@@ -17,7 +17,6 @@ from pgtlsproxy.tls import contexts, openssl
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, Trust, backend_context, server_context
 from pgtlsproxy.tls.stream import (
     ClearLeg,
-    ClientCertificateFailed,
     LegAbused,
     LegLost,
     LegTruncated,
@@ -25,6 +24,7 @@ from pgtlsproxy.tls.stream import (
     accept_tls,
     connect_tls,
 )
+from pgtlsproxy.tls.verdicts import ClientCertificateFailed
 
 CA = pki.make_ca("test CA")
 SERVER = pki.issue_server(CA, ["localhost"])

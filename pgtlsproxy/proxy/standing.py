@@ -19,13 +19,13 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import AccessDenied, ErrorKind, ProxyError, ShuttingDown
 from pgtlsproxy.identity import Proof
-from pgtlsproxy.policy.access import require_same
+from pgtlsproxy.policy.access import Grant, require_same
 from pgtlsproxy.protocol.messages import encode_refusal
-from pgtlsproxy.proxy.authorise import judge
+from pgtlsproxy.proxy.authorise import judge, request_of
 from pgtlsproxy.proxy.relay import Relay
 from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
 from pgtlsproxy.proxy.snapshot import ListenerSnapshot, Snapshot
-from pgtlsproxy.proxy.stages import Standing
+from pgtlsproxy.proxy.stages import LoggedIn, Negotiated, Standing
 from pgtlsproxy.tls.stream import Leg, TLSLeg
 from pgtlsproxy.tls.vouching import Vouching
 
@@ -38,6 +38,19 @@ class CertificateWithdrawn(AccessDenied):
 
     kind = ErrorKind.CLIENT_CERTIFICATE
     reply = "connection requires a valid client certificate"
+
+
+def standing_of(negotiated: Negotiated, grant: Grant) -> Standing:
+    """What a newer configuration will hold a client against."""
+    accepted, leg = negotiated.accepted, negotiated.leg
+    is_watched = accepted.listener.settings.revoked_sessions == "close"
+    return Standing(
+        session=accepted.session,
+        request=request_of(negotiated),
+        grant=grant,
+        chain=leg.peer_chain if is_watched and isinstance(leg, TLSLeg) else (),
+        generation=accepted.snapshot.generation,
+    )
 
 
 async def keep_up(
@@ -59,37 +72,60 @@ async def keep_up(
 async def judge_the_living(relay: Relay, snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
     """Judge the sessions that are relayed, and end those that may not be there any more.
 
-    They are told so at the end of their answer; one that does not come to it is cut.
-
     Args:
         relay: what carries them.
         snapshot: what has just been taken into service.
         logger: told of a bug, which leaves its session alone.
     """
     vouching: dict[str, Vouching] = {}
-    ended: set[str] = set()
-    for logged_in in relay.carried():
+    refused: list[tuple[LoggedIn, ProxyError]] = []
+    for logged_in in _watched(relay, snapshot):
         standing = logged_in.standing
-        listener = snapshot.listeners.get(standing.grant.listener)
-        if listener is None or listener.settings.revoked_sessions != "close":
-            continue
+        listener = snapshot.listeners[standing.grant.listener]
         try:
             if listener.name not in vouching:
                 vouching[listener.name] = await _vouching(listener, checks_time=False)
             await _judge_again(standing, snapshot, logged_in.proof, standing.chain, vouching[listener.name])
         except ProxyError as refusal:
-            reason = f"not allowed any more since generation {snapshot.generation}: {refusal.reason}"
-            farewell = encode_refusal(ShuttingDown(reason), standing.session)
-            ending = Ending(refusal.kind, reason)
-            relay.end(partial(operator.is_, logged_in), Wish(ending, When.BOUNDARY, farewell))
-            ended.add(standing.session)
+            refused.append((logged_in, refusal))
         except Exception as error:
             logger.error("bug", session=standing.session, exc_info=error)
         await trio.lowlevel.checkpoint()
-    if ended:
+    await _end(relay, refused, f"not allowed any more since generation {snapshot.generation}")
+
+
+async def end_the_unjudged(relay: Relay, snapshot: Snapshot) -> None:
+    """End the sessions that would have to be judged, for who cannot take the configuration to judge them by.
+
+    Args:
+        relay: what carries them.
+        snapshot: what is still in service here.
+    """
+    problem = ShuttingDown("this worker could not take the newest configuration")
+    await _end(
+        relay, dict.fromkeys(_watched(relay, snapshot), problem), "it cannot be known whether it is allowed"
+    )
+
+
+def _watched(relay: Relay, snapshot: Snapshot) -> list[LoggedIn]:
+    """The sessions that are to be closed when they may not be there any more."""
+    closing = {
+        name for name, listener in snapshot.listeners.items() if listener.settings.revoked_sessions == "close"
+    }
+    return [logged_in for logged_in in relay.carried() if logged_in.standing.grant.listener in closing]
+
+
+async def _end(relay: Relay, refused: Sequence[tuple[LoggedIn, ProxyError]], why: str) -> None:
+    """End sessions: with a word when their answer is over, and without one where it takes too long."""
+    for logged_in, refusal in refused:
+        ending = Ending(refusal.kind, f"{why}: {refusal.reason}")
+        farewell = encode_refusal(ShuttingDown(ending.reason), logged_in.standing.session)
+        relay.end(partial(operator.is_, logged_in), Wish(ending, When.BOUNDARY, farewell))
+    if refused:
         await trio.sleep(GRACE_SECONDS)
-        cut = Ending(ErrorKind.DENIED, "not allowed any more, and its answer did not end")
-        relay.end(lambda other: other.standing.session in ended, Wish(cut, When.NOW))
+    for logged_in, refusal in refused:
+        ending = Ending(refusal.kind, f"{why}: {refusal.reason}; its answer did not end")
+        relay.end(partial(operator.is_, logged_in), Wish(ending, When.NOW))
 
 
 async def _judge_again(

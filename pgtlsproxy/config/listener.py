@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
 
@@ -15,6 +15,7 @@ from pgtlsproxy.config.model import (
     Seconds,
     Text,
     in_range,
+    one_of,
 )
 from pgtlsproxy.config.values import (
     Network,
@@ -61,7 +62,6 @@ class Listener(Model):
             "scram_secrets_file",
             "auth_query",
             "proxy_protocol_from",
-            "revoked_sessions",
             "databases",
             "tcp_keepalives_idle",
             "tcp_keepalives_interval",
@@ -142,6 +142,10 @@ class Listener(Model):
 
     plaintext_from: Annotated[tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList] = ()
     """Networks, in CIDR notation, that may start a session in clear text."""
+
+    revoked_sessions: Annotated[Literal["keep", "close"], BeforeValidator(one_of("keep", "close"))] = "keep"
+    """What a reload means for sessions that the new files would not let in: `keep` leaves them, `close` ends
+    those whose certificate was revoked, whose CA was taken out, or whom the policy refuses now."""
 
     unix_socket_permissions: Annotated[int, BeforeValidator(parse_file_mode)] = 0o770
     """Mode of Unix sockets, a quoted octal text. PostgreSQL's own default is "0777"."""

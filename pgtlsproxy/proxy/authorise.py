@@ -39,13 +39,30 @@ BACKEND_ROLES: Final = BackendRoles()
 
 
 async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
-    """Ask the policy, and fetch the facts that it misses.
+    """Ask the policy about a client, and note what it says.
 
     Raises:
         AccessRefused: it says no.
     """
+    accepted = negotiated.accepted
+    request = request_of(negotiated)
+    try:
+        grant = await judge(accepted.listener, request)
+    except AccessRefused as refusal:
+        log.note(method=refusal.method, decided_by=refusal.decided_by)
+        _note_lines(log, refusal.hba, refusal.ident)
+        if refusal.hba is None and refusal.decided_by is DecidedBy.HBA:
+            log.note(hba_file=accepted.listener.settings.hba_file)  # none of its lines applies
+        raise
+    log.note(method=grant.method, login=grant.login, backend=grant.backend, identity=grant.identity)
+    _note_lines(log, grant.hba, grant.ident)
+    return grant
+
+
+def request_of(negotiated: Negotiated) -> AccessRequest:
+    """What the policy is asked about a client."""
     accepted, startup = negotiated.accepted, negotiated.startup
-    request = AccessRequest(
+    return AccessRequest(
         user=startup.user,
         database=startup.database,
         replication=Replication[startup.replication.name],
@@ -54,20 +71,17 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
         certificate=negotiated.certificate,
         os_user=accepted.os_user,
     )
+
+
+async def judge(listener: ListenerSnapshot, request: AccessRequest) -> Grant:
+    """Ask the policy, and fetch the facts that it misses.
+
+    Raises:
+        AccessRefused: it says no.
+    """
     facts = Facts()
-    try:
-        while isinstance(decision := decide(accepted.listener.rules, request, facts), Needs):
-            facts = await _with_fact(decision.fact, facts, request, accepted.listener)
-    except AccessRefused as refusal:
-        log.note(method=refusal.method, decided_by=refusal.decided_by)
-        _note_lines(log, refusal.hba, refusal.ident)
-        if refusal.hba is None and refusal.decided_by is DecidedBy.HBA:
-            log.note(hba_file=accepted.listener.settings.hba_file)  # none of its lines applies
-        raise
-    log.note(
-        method=decision.method, login=decision.login, backend=decision.backend, identity=decision.identity
-    )
-    _note_lines(log, decision.hba, decision.ident)
+    while isinstance(decision := decide(listener.rules, request, facts), Needs):
+        facts = await _with_fact(decision.fact, facts, request, listener)
     return decision
 
 

@@ -7,6 +7,7 @@ certificate or to its operating system user has believed the proxy, and that pro
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -43,7 +44,7 @@ from pgtlsproxy.protocol.messages import (
 from pgtlsproxy.protocol.startup import version_answer
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.dial import read_message, send_to_backend
-from pgtlsproxy.proxy.stages import BackendLeg, CancelKey, LoggedIn, Negotiated
+from pgtlsproxy.proxy.stages import BackendLeg, CancelKey, LoggedIn, Negotiated, Standing
 from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS
 
 PROVED_BY_THE_PROXY: Final = frozenset({ProofKind.CERTIFICATE, ProofKind.PEER, ProofKind.LITERAL_LOCAL_USER})
@@ -85,9 +86,19 @@ async def log_in(
     backend: BackendLeg,
     target_session_attrs: str,
     client: Client,
+    admit: Callable[[Proof], Awaitable[Standing]],
     log: SessionLog,
 ) -> LoggedIn:
     """Take the login to ReadyForQuery, and hold it against the Grant.
+
+    Args:
+        negotiated: the client.
+        grant: what it may do.
+        backend: the leg to log in on.
+        target_session_attrs: what the host must be.
+        client: its end, to which the backend's answers go.
+        admit: has the last word, when the backend has let the client in and the client does not know it yet.
+        log: told what is known.
 
     With `login: passthrough` backend and client talk to each other; else the backend is answered by
     the proxy's own credential, and the client hears nothing before it is over.
@@ -102,6 +113,8 @@ async def log_in(
     """
     login = _Login(negotiated, grant, backend, target_session_attrs, client)
     proof = await login.run()
+    standing = await admit(proof)
+    await login.tell_client()
     log.note(proof=proof.kind, identity=proof.identity)
     if login.exchange.cancel_key is not None:
         log.note(backend_pid=login.exchange.cancel_key[0])
@@ -110,6 +123,7 @@ async def log_in(
         client_leg=negotiated.leg,
         backend_leg=backend.leg,
         proof=proof,
+        standing=standing,
         backend=negotiated.accepted.listener.backends[grant.backend],
         backend_address=backend.address,
         cancel_key=None if key is None else CancelKey(*key),
@@ -142,7 +156,7 @@ class _Login:
         self._is_binding_removed = False
 
     async def run(self) -> Proof:
-        """The exchange to its end; what proves the client when it is there."""
+        """The exchange to its end, but for the client's hearing of it; what proves the client."""
         proof = await self._authenticate()
         leg, reader = self._backend.leg, self._backend.reader
         while not self.exchange.is_ready:
@@ -157,8 +171,11 @@ class _Login:
                 self.exchange.other(message)
             self._held += message.raw
         self._check_session_attributes()
-        await self._flush()
         return proof
+
+    async def tell_client(self) -> None:
+        """Pass on what the client is owed: AuthenticationOk as far as ReadyForQuery."""
+        await self._flush()
 
     async def _authenticate(self) -> Proof:
         message = self._backend.first

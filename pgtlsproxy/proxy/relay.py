@@ -111,6 +111,10 @@ class Relay:
         if self._failure is not None and session.ending is None:
             raise RelayDied("the relay's thread has ended") from self._failure
 
+    def carried(self) -> tuple[LoggedIn, ...]:
+        """The sessions that are relayed now."""
+        return tuple(self._sessions.values())
+
     def end(self, chosen: Callable[[LoggedIn], bool], wish: Wish) -> int:
         """End sessions from outside, each when the wish says; `carry` returns the wish's ending for them.
 

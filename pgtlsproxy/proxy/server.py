@@ -13,7 +13,6 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.proxy.session import Services, serve_session
-from pgtlsproxy.proxy.snapshot import Snapshot
 
 ACCEPT_BACKOFF_SECONDS: Final = 0.1
 """How long accepting rests behind a failure that the next attempt may meet again."""
@@ -43,12 +42,10 @@ class Server:
     """Takes connections from the listening sockets.
 
     Attributes:
-        snapshot: what new sessions live under; replaced whole, never changed.
         services: what sessions share.
         logger: where the worker's own events go.
     """
 
-    snapshot: Snapshot
     services: Services
     logger: FilteringBoundLogger
     _accepting: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -98,7 +95,7 @@ class Server:
                 await trio.sleep(ACCEPT_BACKOFF_SECONDS)
             else:
                 sock.setblocking(False)
-                sessions.start_soon(serve_session, sock, name, self.snapshot, self.services)
+                sessions.start_soon(serve_session, sock, name, self.services)
                 # Lets others run, too. A checkpoint and an empty queue's error would cost 30 µs more.
                 await trio.lowlevel.wait_readable(listening)
 

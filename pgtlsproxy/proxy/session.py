@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import secrets
 import socket
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -25,6 +26,7 @@ from pgtlsproxy.errors import (
     ProxyError,
     ShuttingDown,
 )
+from pgtlsproxy.identity import Proof
 from pgtlsproxy.observability.logs import RefusalFolder, SessionLog
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.proxy.accept import accept
@@ -39,7 +41,8 @@ from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
 from pgtlsproxy.proxy.relay import Relay, Traffic
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import Snapshot
-from pgtlsproxy.proxy.stages import Accepted, BackendLeg, LoggedIn, Negotiated, SessionEnd
+from pgtlsproxy.proxy.stages import Accepted, BackendLeg, LoggedIn, Negotiated, SessionEnd, Standing
+from pgtlsproxy.proxy.standing import keep_up, standing_of
 from pgtlsproxy.tls.stream import TLSLeg
 
 
@@ -54,6 +57,7 @@ class Services:
         cancels: the live sessions' cancel keys.
         relay: what carries sessions that are logged in.
         admission: how many are there, and whether anybody is let in.
+        in_service: gives the configuration that is served now.
     """
 
     logger: FilteringBoundLogger
@@ -62,17 +66,18 @@ class Services:
     cancels: Cancels
     relay: Relay
     admission: Admission
+    in_service: Callable[[], Snapshot]
 
 
-async def serve_session(sock: socket.socket, listener: str, snapshot: Snapshot, services: Services) -> None:
+async def serve_session(sock: socket.socket, listener: str, services: Services) -> None:
     """Run one session; nothing that a session does may stop the proxy. Closes the socket.
 
     Args:
         sock: what the listener accepted.
         listener: its name.
-        snapshot: the configuration that the session lives under.
-        services: what it shares with others.
+        services: what it shares with others. It lives under the configuration that is in service now.
     """
+    snapshot = services.in_service()
     session = secrets.token_hex(8)
     log = SessionLog(services.logger, services.folder, session=session, generation=snapshot.generation)
     client = Client(sock, session)
@@ -129,16 +134,22 @@ async def _log_in(
     negotiated: Negotiated, grant: Grant, client: Client, services: Services, log: SessionLog
 ) -> LoggedIn:
     """Dial the backend's addresses until one takes the session; its leg is the caller's to close."""
-    settings = negotiated.accepted.listener.backends[grant.backend].settings
-    candidates = Candidates(settings, services.resolver)
+    accepted = negotiated.accepted
+    candidates = Candidates(accepted.listener.backends[grant.backend].settings, services.resolver)
+    standing = standing_of(negotiated, grant)
+
+    async def admit(proof: Proof) -> Standing:
+        services.admission.check_open()
+        return await keep_up(standing, negotiated.leg, proof, services.in_service)
+
     while True:
         backend = await connect(negotiated, grant, candidates)
         try:
             _note_backend(log, backend)
             attrs = candidates.target_session_attrs
-            logged_in = await log_in(negotiated, grant, backend, attrs, client, log)
-            services.admission.check_open()
-            return logged_in  # noqa: TRY300 - where the check refuses, the leg is closed, too
+            logged_in = await log_in(negotiated, grant, backend, attrs, client, admit, log)
+            # Once more: the client may have taken its time to hear of it.
+            return replace(logged_in, standing=await admit(logged_in.proof))
         except WrongSessionAttributes as error:
             backend.leg.close()
             candidates.unfit(error)

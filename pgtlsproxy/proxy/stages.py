@@ -10,7 +10,10 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 
+from cryptography import x509
+
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, Proof, Secret
+from pgtlsproxy.policy.access import AccessRequest, Grant
 from pgtlsproxy.protocol.messages import Message, MessageReader
 from pgtlsproxy.protocol.startup import StartupMessage
 from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot, Snapshot
@@ -108,6 +111,26 @@ class BackendLeg:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What a newer configuration holds a session against.
+
+    Args:
+        session: its id.
+        request: what it asked the policy for.
+        grant: what it was given.
+        chain: the client's certificate up to the anchor that vouched for it, where sessions are to be
+            closed when it is revoked; else empty.
+        generation: the newest configuration under which the session was judged.
+    """
+
+    session: str
+    request: AccessRequest
+    grant: Grant
+    chain: tuple[x509.Certificate, ...]
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class CancelKey:
     """What a CancelRequest must name to reach a session (BackendKeyData)."""
 
@@ -123,6 +146,7 @@ class LoggedIn:
         client_leg: the client's leg.
         backend_leg: the backend's.
         proof: why the client is the user.
+        standing: what a newer configuration holds it against.
         backend: the backend's settings.
         backend_address: where the backend leg is connected to.
         cancel_key: what the backend said a CancelRequest must name; None where it said nothing.
@@ -133,6 +157,7 @@ class LoggedIn:
     client_leg: Leg
     backend_leg: Leg
     proof: Proof
+    standing: Standing
     backend: BackendSnapshot
     backend_address: BackendAddress
     cancel_key: CancelKey | None

@@ -46,6 +46,7 @@ from pgtlsproxy.proxy.server import Server
 from pgtlsproxy.proxy.session import Services
 from pgtlsproxy.proxy.shared_table import SharedTable, WorkerSlot
 from pgtlsproxy.proxy.snapshot import Snapshot
+from pgtlsproxy.proxy.standing import end_the_unjudged, judge_the_living
 
 _T = TypeVar("_T")
 
@@ -125,7 +126,9 @@ class _Worker:
             stack.enter_context(closing(mailboxes))
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM))
             async with open_relay() as relay, trio.open_nursery() as nursery:
-                services = Services(self._logger, self._folder, self._resolver, cancels, relay, admission)
+                services = Services(
+                    self._logger, self._folder, self._resolver, cancels, relay, admission, self._snapshot
+                )
                 nursery.start_soon(self._end_when_told, signals, nursery)
                 nursery.start_soon(self._flush_folded)
                 nursery.start_soon(mailboxes.run, cancels.take, admission.displace)
@@ -152,15 +155,17 @@ class _Worker:
                     # Not waited for: whatever a build does, the next order may be to drain.
                     nursery.start_soon(self._in_thread, partial(self._build, order))
                 case Swap():
-                    self._swap()
+                    self._in_service = self._built
                     self._answers.send(Swapped(order.generation))
+                    nursery.start_soon(judge_the_living, services.relay, self._snapshot(), self._logger)
                 case Serve():
-                    assert self._in_service is not None  # noqa: S101 - there was a Swap before
-                    self._server = Server(self._in_service, services, self._logger)
+                    self._server = Server(services, self._logger)
                     nursery.start_soon(self._serve, self._server, order, nursery)
                     self._answers.send(Serving())
                 case Drain() if self._server is not None:
                     self._server.stop()
+                    # It is told so because it cannot take the newest configuration.
+                    nursery.start_soon(end_the_unjudged, services.relay, self._snapshot())
 
     async def _in_thread(self, action: Callable[[], _T]) -> _T:
         """Do what may take long off the event loop, on which sessions are served meanwhile."""
@@ -171,10 +176,10 @@ class _Worker:
         await server.run(order.listening)
         nursery.cancel_scope.cancel()
 
-    def _swap(self) -> None:
-        self._in_service = self._built
-        if self._server is not None and self._built is not None:
-            self._server.snapshot = self._built
+    def _snapshot(self) -> Snapshot:
+        """What is in service."""
+        assert self._in_service is not None  # noqa: S101 - nobody is served before the first Swap
+        return self._in_service
 
     def _build(self, order: Build) -> None:
         """Build what the files say aside, and say what came of it. In a thread."""

@@ -285,18 +285,36 @@ def _apply_trust(
     if store is None:  # pragma: no cover - OpenSSL makes one with every context
         return [(ca_setting, "OpenSSL has no certificate store")]
     try:
-        for anchor in trust.anchors:
-            store.add_cert(crypto.X509.from_cryptography(anchor))
+        add_anchors(store, trust)
     except UNUSABLE as error:
         return [(ca_setting, f"OpenSSL does not take a certificate in it: {openssl_reason(error)}")]
     try:
-        for crl in trust.crls:
-            store.add_crl(crl)
+        add_crls(store, trust)
     except UNUSABLE as error:
         return [(crl_setting, f"OpenSSL does not take a CRL in it: {openssl_reason(error)}")]
+    return []
+
+
+def add_anchors(store: crypto.X509Store, trust: Trust) -> None:
+    """Let a store believe the anchors.
+
+    Raises:
+        crypto.Error: OpenSSL does not take one (or another of UNUSABLE).
+    """
+    for anchor in trust.anchors:
+        store.add_cert(crypto.X509.from_cryptography(anchor))
+
+
+def add_crls(store: crypto.X509Store, trust: Trust) -> None:
+    """Let a store know what is revoked, and ask for a list of every CA of a chain where there is one at all.
+
+    Raises:
+        crypto.Error: OpenSSL does not take one (or another of UNUSABLE).
+    """
+    for crl in trust.crls:
+        store.add_crl(crl)
     if trust.check_crls:
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
-    return []
 
 
 def _apply_dh_params(context: SSL.Context, pem: bytes | None) -> list[tuple[str, str]]:

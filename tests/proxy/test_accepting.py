@@ -52,7 +52,7 @@ async def accepting(sock, seconds):
     """Run the loop of listener `x` for some seconds of the clock. Returns what was logged."""
     log = Log()
     with trio.move_on_after(seconds):
-        await Server(None, ALONE, log)._accept("x", sock, None)
+        await Server(ALONE, log)._accept("x", sock, None)
     return log.events
 
 
@@ -97,7 +97,7 @@ async def test_connections_that_broke_in_the_queue_delay_nobody_behind_them(
     with ours, theirs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other)
-            await Server(None, ALONE, log)._accept("x", sock, nursery)
+            await Server(ALONE, log)._accept("x", sock, nursery)
     assert trio.current_time() == start
     assert len(seen_by_others) > 100, "others ran in between"
     assert log.events == []

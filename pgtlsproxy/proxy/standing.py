@@ -1,0 +1,159 @@
+"""Whether a session may be there under a newer configuration than the one that let it in.
+
+A login that ends when a reload has swapped the configuration is judged again under the newer one, and a
+refusal wins: a certificate that was revoked meanwhile lets nobody in. With `revoked_sessions: close`
+sessions that are relayed are judged in the same way after every swap.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import trio
+from cryptography import x509
+from structlog.typing import FilteringBoundLogger
+
+from pgtlsproxy.errors import AccessDenied, ErrorKind, ProxyError, ShuttingDown
+from pgtlsproxy.identity import Proof
+from pgtlsproxy.policy.access import Grant, require_same
+from pgtlsproxy.protocol.messages import encode_refusal
+from pgtlsproxy.proxy.authorise import judge, request_of
+from pgtlsproxy.proxy.relay import Relay
+from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
+from pgtlsproxy.proxy.snapshot import ListenerSnapshot, Snapshot
+from pgtlsproxy.proxy.stages import LoggedIn, Negotiated, Standing
+from pgtlsproxy.tls.stream import Leg, TLSLeg
+from pgtlsproxy.tls.vouching import Vouching
+
+GRACE_SECONDS: Final = 5.0
+"""How long a session that may not be there any more may take to get to the end of its answer."""
+
+
+class CertificateWithdrawn(AccessDenied):
+    """Nobody vouches for the client's certificate any more: it was revoked, or its CA taken out."""
+
+    kind = ErrorKind.CLIENT_CERTIFICATE
+    reply = "connection requires a valid client certificate"
+
+
+def standing_of(negotiated: Negotiated, grant: Grant) -> Standing:
+    """What a newer configuration will hold a client against."""
+    accepted, leg = negotiated.accepted, negotiated.leg
+    is_watched = accepted.listener.settings.revoked_sessions == "close"
+    return Standing(
+        session=accepted.session,
+        request=request_of(negotiated),
+        grant=grant,
+        chain=leg.peer_chain if is_watched and isinstance(leg, TLSLeg) else (),
+        generation=accepted.snapshot.generation,
+    )
+
+
+async def keep_up(
+    standing: Standing, client_leg: Leg, proof: Proof, in_service: Callable[[], Snapshot]
+) -> Standing:
+    """Judge a login again, until nothing newer is in service.
+
+    Raises:
+        ProxyError: it may not go on.
+    """
+    while (snapshot := in_service()).generation != standing.generation:
+        chain = client_leg.peer_chain if isinstance(client_leg, TLSLeg) else ()
+        vouching = await _vouching(_listener(snapshot, standing), checks_time=True)
+        await _judge_again(standing, snapshot, proof, chain, vouching)
+        standing = replace(standing, generation=snapshot.generation)
+    return standing
+
+
+async def judge_the_living(relay: Relay, snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
+    """Judge the sessions that are relayed, and end those that may not be there any more.
+
+    Args:
+        relay: what carries them.
+        snapshot: what has just been taken into service.
+        logger: told of a bug, which leaves its session alone.
+    """
+    vouching: dict[str, Vouching] = {}
+    refused: list[tuple[LoggedIn, ProxyError]] = []
+    for logged_in in _watched(relay, snapshot):
+        standing = logged_in.standing
+        listener = snapshot.listeners[standing.grant.listener]
+        try:
+            if listener.name not in vouching:
+                vouching[listener.name] = await _vouching(listener, checks_time=False)
+            await _judge_again(standing, snapshot, logged_in.proof, standing.chain, vouching[listener.name])
+        except ProxyError as refusal:
+            refused.append((logged_in, refusal))
+        except Exception as error:
+            logger.error("bug", session=standing.session, exc_info=error)
+        await trio.lowlevel.checkpoint()
+    await _end(relay, refused, f"not allowed any more since generation {snapshot.generation}")
+
+
+async def end_the_unjudged(relay: Relay, snapshot: Snapshot) -> None:
+    """End the sessions that would have to be judged, for who cannot take the configuration to judge them by.
+
+    Args:
+        relay: what carries them.
+        snapshot: what is still in service here.
+    """
+    problem = ShuttingDown("this worker could not take the newest configuration")
+    await _end(
+        relay, dict.fromkeys(_watched(relay, snapshot), problem), "it cannot be known whether it is allowed"
+    )
+
+
+def _watched(relay: Relay, snapshot: Snapshot) -> list[LoggedIn]:
+    """The sessions that are to be closed when they may not be there any more."""
+    closing = {
+        name for name, listener in snapshot.listeners.items() if listener.settings.revoked_sessions == "close"
+    }
+    return [logged_in for logged_in in relay.carried() if logged_in.standing.grant.listener in closing]
+
+
+async def _end(relay: Relay, refused: Sequence[tuple[LoggedIn, ProxyError]], why: str) -> None:
+    """End sessions: with a word when their answer is over, and without one where it takes too long."""
+    for logged_in, refusal in refused:
+        ending = Ending(refusal.kind, f"{why}: {refusal.reason}")
+        farewell = encode_refusal(ShuttingDown(ending.reason), logged_in.standing.session)
+        relay.end(partial(operator.is_, logged_in), Wish(ending, When.BOUNDARY, farewell))
+    if refused:
+        await trio.sleep(GRACE_SECONDS)
+    for logged_in, refusal in refused:
+        ending = Ending(refusal.kind, f"{why}: {refusal.reason}; its answer did not end")
+        relay.end(partial(operator.is_, logged_in), Wish(ending, When.NOW))
+
+
+async def _judge_again(
+    standing: Standing,
+    snapshot: Snapshot,
+    proof: Proof,
+    chain: Sequence[x509.Certificate],
+    vouching: Vouching,
+) -> None:
+    """Hold a session against a newer configuration.
+
+    Raises:
+        ProxyError: it may not be there.
+    """
+    problem = vouching.problem(chain) if chain else None
+    if problem is not None:
+        raise CertificateWithdrawn(f"nobody vouches for the client's certificate any more: {problem}")
+    newer = await judge(_listener(snapshot, standing), standing.request)
+    require_same(standing.grant, newer, standing.request, proof)
+
+
+async def _vouching(listener: ListenerSnapshot, *, checks_time: bool) -> Vouching:
+    """What the chains of a listener's clients are held against; long revocation lists take a while."""
+    return await trio.to_thread.run_sync(lambda: Vouching(listener.trust, checks_time=checks_time))
+
+
+def _listener(snapshot: Snapshot, standing: Standing) -> ListenerSnapshot:
+    name = standing.grant.listener
+    if name not in snapshot.listeners:
+        raise ShuttingDown(f"listener {name} is no longer in the configuration")
+    return snapshot.listeners[name]

@@ -102,9 +102,8 @@ async def end_the_unjudged(relay: Relay, snapshot: Snapshot) -> None:
         snapshot: what is still in service here.
     """
     problem = ShuttingDown("this worker could not take the newest configuration")
-    await _end(
-        relay, dict.fromkeys(_watched(relay, snapshot), problem), "it cannot be known whether it is allowed"
-    )
+    unjudged = [(logged_in, problem) for logged_in in _watched(relay, snapshot)]
+    await _end(relay, unjudged, "it cannot be known whether it is allowed")
 
 
 def _watched(relay: Relay, snapshot: Snapshot) -> list[LoggedIn]:

@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, replace
 
 from pgtlsproxy.errors import AccessDenied
-from pgtlsproxy.identity import Certificate, Proof, ProofKind, printable
+from pgtlsproxy.identity import Certificate, ProofKind, printable
 from pgtlsproxy.policy.addresses import Network
 from pgtlsproxy.policy.hba import ClientCert, ClientName, HbaRule, HbaRules, Method, Replication
 from pgtlsproxy.policy.ident import IdentMaps, IdentMatch
@@ -33,7 +33,6 @@ __all__ = [
     "Needs",
     "Rules",
     "decide",
-    "require_same",
 ]
 
 
@@ -233,30 +232,6 @@ def _deciding_line(rules: Rules, request: AccessRequest, facts: Facts) -> HbaRul
             raise AccessRefused(reason, reply=no_entry(request), decided_by=DecidedBy.HBA)
         case rule:
             return rule
-
-
-def require_same(grant: Grant, newer: Grant, request: AccessRequest, proof: Proof) -> None:
-    """Hold what a session was given under older rules against what newer ones give.
-
-    Args:
-        grant: what it was given; it is connected to that backend.
-        newer: what it would be given now.
-        request: what it asks for.
-        proof: what proved it.
-
-    Raises:
-        AccessRefused: it would be sent elsewhere now, or would have to prove itself otherwise.
-    """
-    if newer.backend != grant.backend:
-        problem = (
-            f"listener {grant.listener} leads to backend {newer.backend} now, and no more to {grant.backend}"
-        )
-    elif proof.kind not in newer.accepts:
-        wanted = " or ".join(sorted(newer.accepts))
-        problem = f"{newer.hba}: the client was proved by {proof.kind}, and has to be by {wanted} now"
-    else:
-        return
-    raise AccessRefused(problem, reply=rejects(request), decided_by=DecidedBy.PROOF)
 
 
 def _refuse_clear_text(rules: Rules, request: AccessRequest) -> None:

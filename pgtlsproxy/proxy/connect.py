@@ -12,6 +12,7 @@ import trio
 
 from pgtlsproxy.config import Backend
 from pgtlsproxy.errors import BackendUnavailable
+from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.protocol.messages import backend_reader, parse_error_response
 from pgtlsproxy.protocol.startup import MAX_NAME_OCTETS, StartupMessage, encode_startup
@@ -23,13 +24,16 @@ from pgtlsproxy.tls.stream import Leg, TLSLeg
 CANNOT_CONNECT_NOW: Final = "57P03"
 
 
-async def connect(negotiated: Negotiated, grant: Grant, candidates: Candidates) -> BackendLeg:
+async def connect(
+    negotiated: Negotiated, grant: Grant, candidates: Candidates, log: SessionLog
+) -> BackendLeg:
     """Dial the candidates in turn until one has answered the StartupMessage.
 
     Args:
         negotiated: the client.
         grant: the permission to dial; nobody without one makes the proxy do so.
         candidates: the addresses left to try; those tried here are taken out.
+        log: told where the session is connected to.
 
     Returns:
         A leg that the caller owns and closes.
@@ -52,6 +56,7 @@ async def connect(negotiated: Negotiated, grant: Grant, candidates: Candidates) 
             with trio.move_on_at(deadline):
                 answered = await _start(leg, address, startup, negotiated)
                 candidates.works(address)
+                _note(log, answered)
                 return answered
             silent = f"{address}: no answer to the StartupMessage within {timeout:g} s (connect_timeout)"
             leg.close()
@@ -66,6 +71,16 @@ async def connect(negotiated: Negotiated, grant: Grant, candidates: Candidates) 
             leg.close()
             raise
     raise candidates.exhausted(grant.backend)
+
+
+def _note(log: SessionLog, backend: BackendLeg) -> None:
+    local = backend.leg.sock.getsockname()
+    log.note(
+        backend_addr=str(backend.address),
+        # What pg_stat_activity shows as client_port: it joins the server's log to this one.
+        backend_local_port=local[1] if isinstance(local, tuple) else None,
+        backend_tls_version=backend.leg.version if isinstance(backend.leg, TLSLeg) else None,
+    )
 
 
 def _startup_for(negotiated: Negotiated, grant: Grant, backend: Backend) -> bytes:

@@ -15,7 +15,7 @@ from cryptography import x509
 from pgtlsproxy.errors import ClientCertificateRefused, Mistake
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.tls.certificates import days_left, describe, expires_soon
-from pgtlsproxy.tls.contexts import Trust
+from pgtlsproxy.tls.trust import Trust
 
 
 @dataclass(frozen=True, slots=True)

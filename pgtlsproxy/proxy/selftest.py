@@ -16,11 +16,11 @@ from pgtlsproxy.tls.contexts import (
     HandshakeRecord,
     KeyPair,
     TLSOptions,
-    Trust,
     backend_context,
     handshake,
     server_context,
 )
+from pgtlsproxy.tls.trust import Trust
 
 
 class SelfTestFailed(Exception):

@@ -41,9 +41,8 @@ from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
 from pgtlsproxy.proxy.relay import Relay, Traffic
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import Snapshot
-from pgtlsproxy.proxy.stages import Accepted, BackendLeg, LoggedIn, Negotiated, SessionEnd, Standing
+from pgtlsproxy.proxy.stages import Accepted, LoggedIn, Negotiated, SessionEnd, Standing
 from pgtlsproxy.proxy.standing import keep_up, standing_of
-from pgtlsproxy.tls.stream import TLSLeg
 
 
 @dataclass(slots=True)
@@ -143,9 +142,8 @@ async def _log_in(
         return await keep_up(standing, negotiated.leg, proof, services.in_service)
 
     while True:
-        backend = await connect(negotiated, grant, candidates)
+        backend = await connect(negotiated, grant, candidates, log)
         try:
-            _note_backend(log, backend)
             attrs = candidates.target_session_attrs
             logged_in = await log_in(negotiated, grant, backend, attrs, client, admit, log)
             # Once more: the client may have taken its time to hear of it.
@@ -156,16 +154,6 @@ async def _log_in(
         except BaseException:
             backend.leg.close()
             raise
-
-
-def _note_backend(log: SessionLog, backend: BackendLeg) -> None:
-    local = backend.leg.sock.getsockname()
-    log.note(
-        backend_addr=str(backend.address),
-        # What pg_stat_activity shows as client_port: it joins the server's log to this one.
-        backend_local_port=local[1] if isinstance(local, tuple) else None,
-        backend_tls_version=backend.leg.version if isinstance(backend.leg, TLSLeg) else None,
-    )
 
 
 async def _relay(logged_in: LoggedIn, accepted: Accepted, services: Services, log: SessionLog) -> None:

@@ -22,7 +22,8 @@ from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.proxy.files import SnapshotFiles, read
 from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
-from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, Trust
+from pgtlsproxy.tls.contexts import KeyPair, TLSOptions
+from pgtlsproxy.tls.trust import Trust
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")

@@ -19,7 +19,8 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import AccessDenied, ErrorKind, ProxyError, ShuttingDown
 from pgtlsproxy.identity import Proof
-from pgtlsproxy.policy.access import Grant, require_same
+from pgtlsproxy.policy.access import Grant
+from pgtlsproxy.policy.continuity import require_same
 from pgtlsproxy.protocol.messages import encode_refusal
 from pgtlsproxy.proxy.authorise import judge, request_of
 from pgtlsproxy.proxy.relay import Relay

@@ -26,7 +26,7 @@ from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
 from pgtlsproxy.tls.anchors import crl_warning, require_root
 from pgtlsproxy.tls.certificates import end_point_hash_name
-from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions, Trust
+from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions
 from pgtlsproxy.tls.file_access import UnusableFile
 from pgtlsproxy.tls.files import (
     certificate_chain,
@@ -38,6 +38,7 @@ from pgtlsproxy.tls.files import (
     revocation_lists_in_directory,
     trusted_certificates,
 )
+from pgtlsproxy.tls.trust import Trust
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")

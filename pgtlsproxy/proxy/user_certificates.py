@@ -21,9 +21,10 @@ from pgtlsproxy.config import USER_PLACEHOLDER
 from pgtlsproxy.errors import BackendUnavailable, ClientCertificateRefused
 from pgtlsproxy.identity import Secret, printable
 from pgtlsproxy.tls.certificates import describe
-from pgtlsproxy.tls.contexts import ContextError, TLSOptions, Trust, backend_context
+from pgtlsproxy.tls.contexts import ContextError, TLSOptions, backend_context
 from pgtlsproxy.tls.file_access import Folder, UnusableFile
 from pgtlsproxy.tls.files import certificate_chain, key_pair, private_key
+from pgtlsproxy.tls.trust import Trust
 
 SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,62}")
 """Names that are one path component and no dot-file, whatever the folder holds."""

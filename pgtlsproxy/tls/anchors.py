@@ -11,10 +11,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from pgtlsproxy.errors import ClientCertificateRefused
 from pgtlsproxy.identity import printable
 from pgtlsproxy.tls.certificates import describe
-from pgtlsproxy.tls.contexts import Trust
 from pgtlsproxy.tls.der import MalformedDER
 from pgtlsproxy.tls.distinguished_name import parse, rfc2253
 from pgtlsproxy.tls.file_access import UnusableFile
+from pgtlsproxy.tls.trust import Trust
 
 MAX_SHOWN: Final = 3
 """Names that a message lists; the rest are counted."""

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from OpenSSL import SSL, crypto
 
 from pgtlsproxy.errors import Mistake
-
-from . import diffie_hellman, openssl
+from pgtlsproxy.tls import diffie_hellman, openssl
+from pgtlsproxy.tls.trust import Trust, add_anchors, add_crls
 
 ALPN_PROTOCOL: Final = b"postgresql"
 
@@ -56,22 +56,6 @@ class KeyPair:
     def leaf(self) -> x509.Certificate:
         """The certificate of the key."""
         return self.chain[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """Who is believed: the anchors, and what they have revoked.
-
-    Args:
-        anchors: the certificates of ssl_ca_file or sslrootcert.
-        crls: revocation lists.
-        check_crls: whether every certificate of a chain needs a CRL that vouches for it. Set
-            whenever a CRL setting is given, so that an empty CRL directory refuses.
-    """
-
-    anchors: tuple[x509.Certificate, ...]
-    crls: tuple[x509.CertificateRevocationList, ...] = ()
-    check_crls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,28 +277,6 @@ def _apply_trust(
     except UNUSABLE as error:
         return [(crl_setting, f"OpenSSL does not take a CRL in it: {openssl_reason(error)}")]
     return []
-
-
-def add_anchors(store: crypto.X509Store, trust: Trust) -> None:
-    """Let a store believe the anchors.
-
-    Raises:
-        crypto.Error: OpenSSL does not take one (or another of UNUSABLE).
-    """
-    for anchor in trust.anchors:
-        store.add_cert(crypto.X509.from_cryptography(anchor))
-
-
-def add_crls(store: crypto.X509Store, trust: Trust) -> None:
-    """Let a store know what is revoked, and ask for a list of every CA of a chain where there is one at all.
-
-    Raises:
-        crypto.Error: OpenSSL does not take one (or another of UNUSABLE).
-    """
-    for crl in trust.crls:
-        store.add_crl(crl)
-    if trust.check_crls:
-        store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
 
 
 def _apply_dh_params(context: SSL.Context, pem: bytes | None) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Final
 from cryptography import x509
 from OpenSSL import crypto
 
-from pgtlsproxy.tls.contexts import Trust, add_anchors, add_crls
+from pgtlsproxy.tls.trust import Trust, add_anchors, add_crls
 
 NO_CHECK_TIME: Final = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME (openssl/x509_vfy.h), which pyOpenSSL does not name."""

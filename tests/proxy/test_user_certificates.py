@@ -13,8 +13,9 @@ from fixtures.waiting import until
 from pgtlsproxy import pki
 from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.proxy.user_certificates import READERS, UserCertificates, UserFiles
-from pgtlsproxy.tls.contexts import TLSOptions, Trust
+from pgtlsproxy.tls.contexts import TLSOptions
 from pgtlsproxy.tls.file_access import Folder, UnusableFile
+from pgtlsproxy.tls.trust import Trust
 
 CA = pki.make_ca("test CA")
 USERS = tuple(f"user{number}" for number in range(READERS + 2))

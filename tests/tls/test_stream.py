@@ -14,7 +14,7 @@ from fixtures import key_updates
 from pgtlsproxy import pki
 from pgtlsproxy.errors import ClientTLSFailed
 from pgtlsproxy.tls import contexts, openssl
-from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, Trust, backend_context, server_context
+from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, backend_context, server_context
 from pgtlsproxy.tls.stream import (
     ClearLeg,
     LegAbused,
@@ -24,6 +24,7 @@ from pgtlsproxy.tls.stream import (
     accept_tls,
     connect_tls,
 )
+from pgtlsproxy.tls.trust import Trust
 from pgtlsproxy.tls.verdicts import ClientCertificateFailed
 
 CA = pki.make_ca("test CA")

@@ -4,7 +4,7 @@ import pytest
 from cryptography import x509
 
 from fixtures.certs import Authority, common_names
-from pgtlsproxy.tls.contexts import Trust
+from pgtlsproxy.tls.trust import Trust
 from pgtlsproxy.tls.vouching import Vouching
 
 

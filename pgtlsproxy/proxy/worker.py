@@ -155,7 +155,7 @@ class _Worker:
                     # Not waited for: whatever a build does, the next order may be to drain.
                     nursery.start_soon(self._in_thread, partial(self._build, order))
                 case Swap():
-                    self._in_service = self._built
+                    self._swap()
                     self._answers.send(Swapped(order.generation))
                     nursery.start_soon(judge_the_living, services.relay, self._snapshot(), self._logger)
                 case Serve():
@@ -175,6 +175,9 @@ class _Worker:
         """Serve until the last session of a worker that drains is over, which ends the worker."""
         await server.run(order.listening)
         nursery.cancel_scope.cancel()
+
+    def _swap(self) -> None:
+        self._in_service = self._built
 
     def _snapshot(self) -> Snapshot:
         """What is in service."""

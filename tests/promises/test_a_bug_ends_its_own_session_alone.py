@@ -102,7 +102,7 @@ def test_a_refusal_that_raises_ends_its_session_alone(faulty, psql):
 
 LEAKING = """
 import sys
-from pgtlsproxy.proxy import session
+from pgtlsproxy.proxy import connect, session
 def broken(*arguments, **words):
     raise RuntimeError("made to fail")
 {target} = broken
@@ -111,7 +111,7 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("target", ["session._note_backend", "session.SessionLog.allowed"])
+@pytest.mark.parametrize("target", ["connect._note", "session.SessionLog.allowed"])
 def test_a_bug_between_two_stages_leaves_no_leg_open(proxy, certs, fake_backend, target):
     """A socket that nobody closed would be a second bug, for the warning that Python then gives is an error."""
     backend = fake_backend(lets_everybody_in)

@@ -139,8 +139,13 @@ def ways_to_be_ended(bench, relayed):
 
 
 def ways_to_leave(relayed):
-    """Closed or reset by one side, with the other side's octets in flight."""
-    return (relayed.client.abort, relayed.backend.abort, relayed.client.close, relayed.backend.close)
+    """Reset by one side or closed by both, with octets in flight. In clear, one side's end is a half-close."""
+    return (
+        relayed.client.abort,
+        relayed.backend.abort,
+        lambda: (relayed.client.close(), relayed.backend.close()),
+        lambda: (relayed.backend.close(), relayed.client.close()),
+    )
 
 
 async def test_no_byte_goes_astray_and_nobody_ends_who_was_not_told_to(bench):

@@ -110,7 +110,8 @@ async def becomes_true(look):
 
 async def play_and_see_that_nothing_is_left(running, backend, folder, client_of, judge):
     """All sessions between two good ones: what the proxy holds is the same before and after."""
-    pid = running.pid
+    running.wait_for_event("ready")
+    (pid,) = running.workers
 
     def was_let_in(_number, _client, told):
         assert READY in told

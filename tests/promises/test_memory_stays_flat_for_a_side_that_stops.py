@@ -32,7 +32,7 @@ def until_still(look):
 @pytest.mark.parametrize(("name", "octets"), [("tls_tls", 1_000_000_000), ("clear_socket", 100_000_000)])
 def test_a_large_result_for_a_reader_that_stops_for_a_while(legs, name, octets):
     count = octets // LINE
-    pid = legs.running.pid
+    (pid,) = legs.running.workers
     number = received = largest = 0
     sql = f"COPY (SELECT rpad(n::text, {LINE - 1}, '.') FROM generate_series(1, {count}) n) TO STDOUT"
     with psycopg.connect(**legs.target(name).words) as connection:
@@ -58,7 +58,7 @@ def test_a_large_result_for_a_reader_that_stops_for_a_while(legs, name, octets):
 @pytest.mark.parametrize("name", ["tls_tls", "clear_socket"])
 def test_a_large_copy_into_a_server_that_stops_for_a_while(legs, name):
     count = 100_000_000 // LINE
-    pid = legs.running.pid
+    (pid,) = legs.running.workers
     written = 0
     is_copying, may_go_on = threading.Event(), threading.Event()
 

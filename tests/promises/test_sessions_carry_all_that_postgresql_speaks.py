@@ -74,7 +74,7 @@ async def ask_all(target):
 @pytest.mark.parametrize("name", ["clear_tls", "tls_tls"])
 def test_a_hundred_sessions_at_once_and_again_leave_nothing_behind(legs, name):
     running = legs.running
-    before = open_descriptors(running.pid)
+    before = open_descriptors(running.workers[0])
     for turn in range(3):
         turns_name = f"turn {turn} of {name}"
         rows = asyncio.run(ask_all(legs.target(name, application_name=turns_name)))
@@ -84,7 +84,7 @@ def test_a_hundred_sessions_at_once_and_again_leave_nothing_behind(legs, name):
         ]
         ended = until(lambda name=turns_name: all_ended(running, name))
         assert {event["kind"] for event in ended} == {"ok"}
-    until(lambda: open_descriptors(running.pid) < before + 10)
+    until(lambda: open_descriptors(running.workers[0]) < before + 10)
 
 
 def all_ended(running, name):

@@ -32,11 +32,12 @@ class BulkTransfers:
         self.turns: deque[Direction] = deque()
         self.sessions: dict[RelaySession, int] = {}
 
-    def note_large(self, direction: Direction) -> bool:
-        """Count a large read; a few in a row make the session bulk, and then this is True."""
+    def note_large(self, direction: Direction, octets: int) -> bool:
+        """Count a large read of so many octets; a few in a row make the session bulk: then this is True."""
         pace, session = direction.pace, direction.session
-        pace.larges = pace.larges + 1 if direction.reads == pace.last_large + 1 else 1
-        pace.last_large = direction.reads
+        is_next = direction.octets - octets == pace.octets_at_large
+        pace.larges = pace.larges + 1 if is_next else 1
+        pace.octets_at_large = direction.octets
         legs = session.client, session.backend
         if (
             pace.larges < LARGES_TO_BEGIN

@@ -188,6 +188,11 @@ class RelaySession:
         return self.from_client.octets + self.from_backend.octets
 
     @property
+    def is_undisturbed(self) -> bool:
+        """Whether it goes on, nobody wishes its end, and neither socket is full."""
+        return self.ending is None and self.wish is None and not (self.client.unsent or self.backend.unsent)
+
+    @property
     def is_clean(self) -> bool:
         """Whether both sides have been given the end that they were owed."""
         return self.ending is not None and self.ending.is_clean and not self.is_broken

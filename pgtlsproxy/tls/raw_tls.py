@@ -54,6 +54,7 @@ class RawTLS(RawLeg):
     def __init__(self, leg: TLSLeg, buffers: Buffers) -> None:
         super().__init__(leg, buffers)
         self._tls_leg = leg
+        leg.peer_leaf = None  # 1.3 kB a session that nobody asks for after the login
         self._failure: LegLost | None = None
         self._connection = leg.connection
         self._set_calls()

@@ -82,9 +82,8 @@ class Relay:
         traffic = Traffic() if traffic is None else traffic
         is_clean = False
         try:
-            self._loop.post(
-                lambda: self._loop.add(session, logged_in.unread_from_client, logged_in.unread_from_backend)
-            )
+            unread = logged_in.unread_from_client, logged_in.unread_from_backend
+            self._loop.post(partial(self._loop.add, session, *unread))
             await self._until_over(session, over)
             ending = session.ending or CUT
             is_clean = session.is_clean
@@ -102,7 +101,7 @@ class Relay:
         try:
             await over.wait()
         except trio.Cancelled:
-            self._loop.post(lambda: self._loop.wish(session, Wish(CUT, When.NOW)))
+            self._loop.post(partial(self._loop.wish, session, Wish(CUT, When.NOW)))
             with trio.CancelScope(shield=True):
                 await over.wait()
             raise

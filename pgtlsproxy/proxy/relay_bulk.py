@@ -32,11 +32,12 @@ class BulkTransfers:
         self.turns: deque[Direction] = deque()
         self.sessions: dict[RelaySession, int] = {}
 
-    def note_large(self, direction: Direction) -> bool:
-        """Count a large read; a few in a row make the session bulk, and then this is True."""
+    def note_large(self, direction: Direction, octets: int) -> bool:
+        """Count a large read of so many octets; a few in a row make the session bulk: then this is True."""
         pace, session = direction.pace, direction.session
-        pace.larges = pace.larges + 1 if direction.reads == pace.last_large + 1 else 1
-        pace.last_large = direction.reads
+        is_next = direction.octets - octets == pace.octets_at_large
+        pace.larges = pace.larges + 1 if is_next else 1
+        pace.octets_at_large = direction.octets
         legs = session.client, session.backend
         if (
             pace.larges < LARGES_TO_BEGIN
@@ -65,15 +66,31 @@ class BulkTransfers:
         direction.pace.is_queued = False
         return direction
 
-    def take_turn(self, direction: Direction) -> None:
-        """One slice; after a few small ones the session is bulk no more."""
-        pace = direction.pace
-        taken = direction.session.step(direction, SLICE_OCTETS)
-        pace.smalls = 0 if taken >= LARGE_OCTETS else pace.smalls + 1
-        if taken > SLICE_OCTETS // 2:
-            self.enqueue(direction)  # there will be more: no event is waited for
+    def wait_for_turn(self, direction: Direction) -> bool:
+        """Let a direction whose source has something wait for its turn; False where more is to be done."""
+        leg = direction.source
+        if direction.session in self.sessions and direction.may_read and not (leg.unsent or leg.is_ending):
+            self.enqueue(direction)
+        return direction.pace.is_queued
+
+    def take_turn(self, direction: Direction) -> bool:
+        """One slice; after a few small ones the session is bulk no more.
+
+        Returns:
+            Whether it was large and nothing else has happened.
+        """
+        session, pace = direction.session, direction.pace
+        taken = session.step(direction, SLICE_OCTETS)
+        if taken >= LARGE_OCTETS:
+            pace.smalls = 0
+            # Where there will be more, no event is waited for.
+            if taken > SLICE_OCTETS // 2 or direction.source.has_more:
+                self.enqueue(direction)
+            return session.is_undisturbed
+        pace.smalls += 1
         if pace.smalls >= SMALLS_TO_END and direction.reverse.pace.smalls > 0:
-            self._end(direction.session)
+            self._end(session)
+        return False
 
     def look_for_silent(self) -> list[RelaySession]:
         """End bulk transfers that have carried nothing since the last look, and return their sessions."""

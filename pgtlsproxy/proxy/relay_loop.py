@@ -187,11 +187,17 @@ class RelayLoop:
         os.close(self._wake)
 
     def _carry_messages(self) -> None:
-        """Wait for events and handle each, until there is something else to do: the path of every message."""
-        poll, routes, inbox, turns = self._epoll.poll, self._routes, self._inbox, self._bulk.turns
+        """Wait for events until there is something else to do: the path of every message.
+
+        Of 30 µs a transaction some 2 are this loop's. So everything it needs is a local name, and it looks
+        for other work only behind a batch of events that was more than messages: nothing but the inbox's
+        event, a slow path and a moment that is due brings any.
+        """
+        poll, routes, record = self._epoll.poll, self._routes, MAX_RECORD_OCTETS
         pointer, plain = self.buffers.plain_pointer, self.buffers.plain
+        timeout = 0 if self._bulk.turns else self._moments.seconds_to_next()
+        has_other_work = timeout is not None
         while True:
-            timeout = 0 if turns else self._moments.seconds_to_next()
             batch = poll(timeout, MAX_EVENTS)
             if len(batch) > 1:
                 # Broken connections first: OpenSSL reads nothing more from one that it could not write
@@ -200,29 +206,31 @@ class RelayLoop:
             for fd, events in batch:
                 route = routes[fd]
                 if route is None or events != _IN:
+                    has_other_work = True
                     self._other_event(fd, events)
                     continue
                 read, source, write, sink, direction = route
                 try:
-                    taken = read(source, pointer, MAX_RECORD_OCTETS)
-                    given = write(sink, pointer, taken) if taken > 0 else 0
-                    if not 0 < taken == given:
+                    taken = given = read(source, pointer, record)
+                    if taken <= 0 or (given := write(sink, pointer, taken)) != taken:
+                        has_other_work = True
                         self._not_carried(direction, taken, given)
                         continue
                 except Exception as error:  # noqa: BLE001 - one session's failure is its own
+                    has_other_work = True
                     self._failed(direction.session, error)
                     continue
-                # Direction.carried, in place: a call would cost 0.1 µs of 20.
+                # Direction.carried, in place: a call would cost 0.1 µs.
                 direction.octets += taken
-                direction.reads += 1
                 direction.session.last = direction
                 if taken < TAIL_OCTETS:
                     direction.tail = (direction.tail + plain[:taken])[-TAIL_OCTETS:]
                     continue
                 direction.tail = plain[taken - TAIL_OCTETS : taken]
                 if taken >= LARGE_OCTETS:
-                    self._note_large(direction)
-            if inbox or turns or timeout is not None:
+                    has_other_work = True
+                    self._note_large(direction, taken)
+            if has_other_work:
                 return
 
     def _not_carried(self, direction: Direction, taken: int, given: int) -> None:
@@ -233,9 +241,9 @@ class RelayLoop:
             direction.session.nothing_read(direction, taken)
         self._settle(direction.session)
 
-    def _note_large(self, direction: Direction) -> None:
+    def _note_large(self, direction: Direction, octets: int) -> None:
         with self._only(direction.session):
-            if self._bulk.note_large(direction):
+            if self._bulk.note_large(direction, octets):
                 self._settle(direction.session)
 
     def _other_event(self, fd: int, events: int) -> None:
@@ -246,8 +254,8 @@ class RelayLoop:
                 os.eventfd_read(self._wake)
             return
         session, leg = direction.session, direction.source
-        if direction.pace.is_queued and events == _IN == self._masks[fd]:
-            return  # its turn will come
+        if events == _IN == self._masks[fd] and self._bulk.wait_for_turn(direction):
+            return
         with self._only(session):
             if self._masks[fd] == _NOTHING:
                 if events & _GONE and (direction.state is State.FLOWING or _has_error(leg.sock)):
@@ -263,15 +271,22 @@ class RelayLoop:
     def _read(self, direction: Direction) -> None:
         if direction.session in self._bulk.sessions:
             self._bulk.enqueue(direction)
-        elif direction.session.step(direction, MAX_RECORD_OCTETS) >= LARGE_OCTETS:
-            self._note_large(direction)
+        elif (octets := direction.session.step(direction, MAX_RECORD_OCTETS)) >= LARGE_OCTETS:
+            self._note_large(direction, octets)
 
     def _turn(self, direction: Direction) -> None:
-        session = direction.session
-        with self._only(session):
-            if session.stage is Stage.LIVE and direction.may_read:
-                self._bulk.take_turn(direction)
+        session, masks = direction.session, self._masks
+        if session.stage is not Stage.LIVE or not direction.may_read:
+            return
+        is_plain = masks[direction.source.fd] == _IN == masks[direction.sink.fd]
+        try:
+            is_middle = self._bulk.take_turn(direction)
+            # In the middle of a transfer a session waits for what it waited for before. To settle it all the
+            # same, behind the event and behind the turn, made COPY 6 % dearer.
+            if not (is_plain and is_middle):
                 self._settle(session)
+        except Exception as error:  # noqa: BLE001 - one session's failure is its own
+            self._failed(session, error)
 
     def _sweep(self) -> None:
         for session in self._bulk.look_for_silent():

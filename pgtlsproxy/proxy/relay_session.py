@@ -70,12 +70,13 @@ class Pace:
     """What the bulk policy remembers of a direction's reads.
 
     Attributes:
-        last_large, larges: the number of the last read that was large, and how many of those came in a row.
+        octets_at_large, larges: what had been carried with the last read that was large, and how many of
+            those came in a row.
         smalls: turns of a bulk transfer that brought little, in a row.
         is_queued: whether a turn is due.
     """
 
-    last_large: int = -1
+    octets_at_large: int = -1
     larges: int = 0
     smalls: int = 0
     is_queued: bool = False
@@ -93,15 +94,14 @@ class Direction:
         reverse: the other direction.
         state: where it stands.
         octets: how many were carried.
-        reads: how many reads brought some.
-        reads_at_last_empty: what `reads` was when one last brought nothing.
+        octets_at_last_empty: what `octets` was when a read last brought nothing.
         tail: the last six octets.
         pace: the bulk policy's.
     """
 
     __slots__ = (
-        "name", "octets", "pace", "reads", "reads_at_last_empty", "reverse", "session", "sink", "source",
-        "state", "tail",
+        "name", "octets", "octets_at_last_empty", "pace", "reverse", "session", "sink", "source", "state",
+        "tail",
     )  # fmt: skip
 
     def __init__(self, source: RawLeg, sink: RawLeg, session: RelaySession, name: str) -> None:
@@ -112,8 +112,7 @@ class Direction:
         self.reverse: Direction = self
         self.state = State.FLOWING
         self.octets = 0
-        self.reads = 0
-        self.reads_at_last_empty = 0
+        self.octets_at_last_empty = 0
         self.tail: bytes | bytearray = b""
         self.pace = Pace()
 
@@ -127,7 +126,6 @@ class Direction:
     def carried(self, octets: int, buffer: bytearray) -> None:
         """Count what has been read into the shared buffer and goes to the sink."""
         self.octets += octets
-        self.reads += 1
         self.session.last = self
         if octets >= TAIL_OCTETS:
             self.tail = buffer[octets - TAIL_OCTETS : octets]
@@ -136,8 +134,8 @@ class Direction:
 
     def count_fruitless(self) -> None:
         """Start counting reads that bring nothing anew, where there was one that did."""
-        if self.reads_at_last_empty != self.reads:
-            self.reads_at_last_empty = self.reads
+        if self.octets_at_last_empty != self.octets:
+            self.octets_at_last_empty = self.octets
             self.source.fruitless = 0
 
 
@@ -190,6 +188,11 @@ class RelaySession:
         return self.from_client.octets + self.from_backend.octets
 
     @property
+    def is_undisturbed(self) -> bool:
+        """Whether it goes on, nobody wishes its end, and neither socket is full."""
+        return self.ending is None and self.wish is None and not (self.client.unsent or self.backend.unsent)
+
+    @property
     def is_clean(self) -> bool:
         """Whether both sides have been given the end that they were owed."""
         return self.ending is not None and self.ending.is_clean and not self.is_broken
@@ -215,7 +218,6 @@ class RelaySession:
         """Carry what was read from a direction's source before the relay got it."""
         if unread:
             direction.octets += len(unread)
-            direction.reads += 1
             direction.tail = (direction.tail + unread)[-TAIL_OCTETS:]
             self.last = direction
             try:

@@ -56,12 +56,14 @@ class Buffers:
         plain, plain_view: clear text.
         plain_pointer: where it lies, for OpenSSL; None without the binding.
         cipher_view, cipher_pointer: the same for ciphertext.
+        read_clear, write_clear: what legs in clear read and write with.
     """
 
     def __init__(self) -> None:
         self.plain = bytearray(BUFFER_OCTETS)
         self.plain_view = memoryview(self.plain)
         self.plain_pointer = openssl.pointer_to(self.plain)
+        self.read_clear, self.write_clear = _clear_operations(self.plain_view)
         cipher = bytearray(BUFFER_OCTETS)
         self.cipher_view = memoryview(cipher)
         self.cipher_pointer = openssl.pointer_to(cipher)
@@ -212,6 +214,33 @@ class RawLeg(abc.ABC):
         return True
 
 
+def _clear_operations(plain: memoryview) -> tuple[Operation, Operation]:
+    """`read` and `write` of legs in clear, whose handle is the socket's descriptor.
+
+    `os.readv` and `os.write` take 650 and 950 instructions less a call than `recv_into` and `send` of a
+    socket, of 26 000 a transaction: those parse keywords and look after timeouts.
+    """
+    readv, os_write, record = os.readv, os.write, [plain[:MAX_RECORD_OCTETS]]
+
+    def read(fd: int, _buffer: Any, octets: int) -> int:
+        try:
+            return readv(fd, record if octets == MAX_RECORD_OCTETS else [plain[:octets]])
+        except BlockingIOError:
+            return WANT_READ
+        except OSError as error:
+            return BROKEN - (error.errno or 0)
+
+    def write(fd: int, _buffer: Any, octets: int) -> int:
+        try:
+            return os_write(fd, plain[:octets])
+        except BlockingIOError:
+            return WANT_WRITE
+        except OSError as error:
+            return BROKEN - (error.errno or 0)
+
+    return read, write
+
+
 class RawClear(RawLeg):
     """A leg in clear."""
 
@@ -219,21 +248,8 @@ class RawClear(RawLeg):
 
     def __init__(self, leg: ClearLeg, buffers: Buffers) -> None:
         super().__init__(leg, buffers)
-        self.handle = leg.sock
-        view = buffers.plain_view
-
-        def read(sock: socket.socket, _buffer: Any, octets: int) -> int:
-            try:
-                return sock.recv_into(view, octets)
-            except BlockingIOError:
-                return WANT_READ
-            except OSError as error:
-                return BROKEN - (error.errno or 0)
-
-        def write(sock: socket.socket, _buffer: Any, octets: int) -> int:
-            return _send(sock, view[:octets])
-
-        self.read, self.write = read, write
+        self.handle = self.fd
+        self.read, self.write = buffers.read_clear, buffers.write_clear
 
     @override
     def _want(self, result: int) -> Want:

@@ -54,6 +54,7 @@ class RawTLS(RawLeg):
     def __init__(self, leg: TLSLeg, buffers: Buffers) -> None:
         super().__init__(leg, buffers)
         self._tls_leg = leg
+        leg.peer_leaf = None  # 1.3 kB a session that nobody asks for after the login
         self._failure: LegLost | None = None
         self._connection = leg.connection
         self._set_calls()
@@ -211,8 +212,7 @@ class RawFastTLS(RawTLS):
         if stop is None:
             is_closed = not self._bios.unread() and self._fill(self._bios) == 0
             taken, stop = self._decrypt(self._bios)
-            with contextlib.suppress(LegLost):  # whoever writes next is told; what came may be last words
-                self.flush()  # what OpenSSL answers by itself, to a KeyUpdate
+            self._send_answers(self._bios)
         if taken:
             # An end is told behind what came before it; a want comes up again by itself.
             self._deferred = stop if stop is Want.END or isinstance(stop, LegLost) else None
@@ -222,6 +222,12 @@ class RawFastTLS(RawTLS):
         if stop is Want.READ and is_closed:
             raise LegTruncated("the peer closed the connection without close_notify")
         return stop
+
+    def _send_answers(self, bios: openssl.MemoryBIOs) -> None:
+        """Send what OpenSSL answers by itself, to a KeyUpdate."""
+        if self.unsent or self.is_ending or bios.untaken():
+            with contextlib.suppress(LegLost):  # whoever writes next is told; what came may be last words
+                self.flush()
 
     def _fill(self, bios: openssl.MemoryBIOs) -> int:
         """Take what the socket has, a slice at most; 0 at the end of the stream."""

@@ -25,7 +25,7 @@ from fixtures.relayed import (
     read_to_end,
     sockets,
 )
-from pgtlsproxy.proxy import relay_session
+from pgtlsproxy.proxy import relay_loop, relay_session
 from pgtlsproxy.proxy.relay import RelayDied
 from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
 from pgtlsproxy.proxy.relay_loop import Moments
@@ -423,6 +423,23 @@ async def test_octets_that_look_like_an_idle_point_and_go_on_are_none(bench, rel
         await trio.sleep(0.01)  # less than the silence that is waited for
     await relayed.backend.send(IDLE)
     assert await read_to_end(relayed.client) == IDLE + FAREWELL
+
+
+async def test_a_transfer_that_is_told_to_end_does_so_behind_its_last_large_read(bench, relayed, monkeypatch):
+    monkeypatch.setattr(relay_loop, "SWEEP_SECONDS", 3600.0)  # which would find it in the end
+    chunk = b"d" * 12_000
+
+    async def carry(octets):
+        await relayed.backend.send(octets)
+        assert await read_exactly(relayed.client, len(octets)) == octets
+
+    for _ in range(8):  # a transfer by now
+        await carry(chunk)
+    end(bench, When.IDLE)
+    await carry(chunk)  # the thread knows the wish by now
+    await relayed.backend.send(chunk + IDLE)
+    with trio.fail_after(5):
+        assert await read_to_end(relayed.client) == chunk + IDLE + FAREWELL
 
 
 async def test_now_is_now(bench, relayed):

@@ -32,11 +32,11 @@ class BulkTransfers:
         self.turns: deque[Direction] = deque()
         self.sessions: dict[RelaySession, int] = {}
 
-    def note_large(self, direction: Direction) -> bool:
-        """Count a large read; a few in a row make the session bulk, and then this is True."""
+    def note_large(self, direction: Direction, taken: int) -> bool:
+        """Count a large read, of so many octets; True where it makes the session bulk: a few in a row do."""
         pace, session = direction.pace, direction.session
-        pace.larges = pace.larges + 1 if direction.reads == pace.last_large + 1 else 1
-        pace.last_large = direction.reads
+        pace.larges = pace.larges + 1 if direction.octets - taken == pace.large_until else 1
+        pace.large_until = direction.octets
         legs = session.client, session.backend
         if (
             pace.larges < LARGES_TO_BEGIN

@@ -161,7 +161,8 @@ class Count:
             and self.requests != b"F"  # its answer may look like anything: it is followed
             and self._is_fresh
             and self._client.is_at_boundary
-            and (self._backend is None or self._backend.is_at_boundary)
+            and self._backend is not None
+            and self._backend.is_at_boundary
             and not (self._is_open or self._is_uncertain or self._is_copying)
         )
 
@@ -189,7 +190,7 @@ class Count:
     def answered(self, data: bytes | bytearray, octets: int) -> None:
         """The backend has sent the first octets of data."""
         if self._backend is None:
-            self._look_for_answers(data[:octets])
+            self._look_for_answer(data[:octets])
             return
         messages = self._backend.follow(data, octets)
         for kind, end in messages:
@@ -203,8 +204,8 @@ class Count:
         if len(messages) > MANY_MESSAGES and not self._is_fresh:
             self.lose_backend(data[max(0, octets - TAIL_OCTETS) : octets])
 
-    def lose_backend(self, seen: bytes | bytearray) -> None:
-        """Follow the backend no more, in the middle of an answer: ReadyForQuery is found by its looks.
+    def lose_backend(self, seen: bytes | bytearray = b"") -> None:
+        """Follow the backend no more until the ReadyForQuery of its answer is found, by its looks.
 
         Args:
             seen: what it has sent last, and what has been counted already.
@@ -212,16 +213,17 @@ class Count:
         self._backend, self._is_fresh = None, False
         self._seen = seen[-TAIL_OCTETS:]
 
-    def _look_for_answers(self, data: bytes | bytearray) -> None:
+    def _look_for_answer(self, data: bytes | bytearray) -> None:
         seen = self._seen + data
         at = seen.find(READY, max(0, len(self._seen) - len(READY)))
-        self._is_fresh = False
         while 0 <= at < len(seen) - len(READY):
             end = at + len(READY) + 1
             status = status_by_looks(seen[max(0, end - TAIL_OCTETS) : end])
             if status and end > len(self._seen):
+                self._backend = Framing()
                 self._answer(status)
-                self._is_fresh = end == len(seen)
+                self.answered(seen[end:], len(seen) - end)
+                return
             at = seen.find(READY, end)
         self._seen = seen[-TAIL_OCTETS:]
 

@@ -69,12 +69,12 @@ class Pace:
     """What the bulk policy remembers of a direction's reads.
 
     Attributes:
-        last_large, larges: the number of the last read that was large, and how many of those came in a row.
+        large_until, larges: where the last large read ended, in octets, and how many of those came in a row.
         smalls: turns of a bulk transfer that brought little, in a row.
         is_queued: whether a turn is due.
     """
 
-    last_large: int = -1
+    large_until: int = -1
     larges: int = 0
     smalls: int = 0
     is_queued: bool = False
@@ -92,15 +92,14 @@ class Direction:
         reverse: the other direction.
         state: where it stands.
         octets: how many were carried.
-        reads: how many reads brought some.
-        reads_at_last_empty: what `reads` was when one last brought nothing.
+        octets_at_last_empty: what `octets` was when a read last brought nothing.
         owed: the session's.
         pace: the bulk policy's.
     """
 
     __slots__ = (
-        "name", "octets", "owed", "pace", "reads", "reads_at_last_empty", "reverse", "session", "sink",
-        "source", "state",
+        "name", "octets", "octets_at_last_empty", "owed", "pace", "reverse", "session", "sink", "source",
+        "state",
     )  # fmt: skip
 
     def __init__(self, source: RawLeg, sink: RawLeg, session: RelaySession, name: str) -> None:
@@ -111,8 +110,7 @@ class Direction:
         self.reverse: Direction = self
         self.state = State.FLOWING
         self.octets = 0
-        self.reads = 0
-        self.reads_at_last_empty = 0
+        self.octets_at_last_empty = 0
         self.owed = session.owed
         self.pace = Pace()
 
@@ -131,7 +129,6 @@ class Direction:
     def carried(self, octets: int, buffer: bytearray) -> None:
         """Count what has been read into the shared buffer and goes to the sink."""
         self.octets += octets
-        self.reads += 1
         self.follow(octets, buffer)
 
     def follow(self, octets: int, buffer: bytearray) -> None:
@@ -143,8 +140,8 @@ class Direction:
 
     def count_fruitless(self) -> None:
         """Start counting reads that bring nothing anew, where there was one that did."""
-        if self.reads_at_last_empty != self.reads:
-            self.reads_at_last_empty = self.reads
+        if self.octets_at_last_empty != self.octets:
+            self.octets_at_last_empty = self.octets
             self.source.fruitless = 0
 
 

@@ -30,7 +30,7 @@ from fixtures.conversations import (
     row,
 )
 from fixtures.packets import message, query
-from pgtlsproxy.proxy.relay_owed import KEPT_OCTETS, Owed, is_one_request
+from pgtlsproxy.proxy.relay_owed import KEPT_OCTETS, Owed, request_in
 
 CONVERSATIONS = st.lists(st.sampled_from(UNITS), min_size=1, max_size=6)
 SEEDS = st.integers(0, 2**32)
@@ -166,6 +166,7 @@ def test_what_a_session_is_known_to_be(records, status):
         (query("SELECT 1"), True),
         (query("SELECT 1") * 2, False),
         (query("SELECT 1")[:-1], False),
+        (query("SELECT 1")[:1], False),
         (SYNC, True),
         (SYNC * 2, False),
         (parse() + bind() + DESCRIBE + EXECUTE + SYNC, True),
@@ -179,7 +180,7 @@ def test_what_a_session_is_known_to_be(records, status):
     ],
 )
 def test_one_request_is_told_from_its_two_ends(record, is_one):
-    assert is_one_request(bytearray(record)) == is_one
+    assert bool(request_in(bytearray(record + b"\x00" * 8), len(record))) == is_one
 
 
 def test_nothing_is_counted_where_one_request_is_sent_at_a_time():

@@ -35,9 +35,8 @@ class BulkTransfers:
     def note_large(self, direction: Direction, octets: int) -> bool:
         """Count a large read of so many octets; a few in a row make the session bulk: then this is True."""
         pace, session = direction.pace, direction.session
-        is_next = direction.octets - octets == pace.octets_at_large
-        pace.larges = pace.larges + 1 if is_next else 1
-        pace.octets_at_large = direction.octets
+        pace.larges = pace.larges + 1 if direction.octets - octets == pace.large_until else 1
+        pace.large_until = direction.octets
         legs = session.client, session.backend
         if (
             pace.larges < LARGES_TO_BEGIN

@@ -8,20 +8,14 @@ from typing import Final
 
 TERMINATE: Final = b"X\x00\x00\x00\x04"
 
-IDLE: Final = b"Z\x00\x00\x00\x05I"
-"""ReadyForQuery outside a transaction."""
-
-BOUNDARIES: Final = frozenset({IDLE, b"Z\x00\x00\x00\x05T", b"Z\x00\x00\x00\x05E"})
-"""ReadyForQuery."""
-
 
 class When(enum.Enum):
     """When a session that is told to end does so."""
 
     IDLE = "idle"
-    """When it is in no transaction and nothing is under way."""
+    """When it is in no transaction, and the backend owes no answer."""
     BOUNDARY = "boundary"
-    """When the backend waits for a command, be it in a transaction."""
+    """When the backend owes no answer, be it in a transaction."""
     NOW = "now"
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pgtlsproxy.errors import ErrorKind
-from pgtlsproxy.proxy.relay_ending import BOUNDARIES, IDLE, TERMINATE, Ending, When, Wish
+from pgtlsproxy.proxy.relay_ending import TERMINATE, Ending, When, Wish
+from pgtlsproxy.proxy.relay_owed import Owed
 from pgtlsproxy.tls.raw import RawLeg, Want
 from pgtlsproxy.tls.stream import LegAbused, LegLost
 
@@ -38,8 +39,6 @@ that the client should read.
 
 PAUSED_SECONDS: Final = 60.0
 """How long a session may linger whose one side is gone while the other does not take what is left."""
-
-TAIL_OCTETS: Final = 6
 
 
 class Stage(enum.Enum):
@@ -70,13 +69,12 @@ class Pace:
     """What the bulk policy remembers of a direction's reads.
 
     Attributes:
-        octets_at_large, larges: what had been carried with the last read that was large, and how many of
-            those came in a row.
+        large_until, larges: where the last large read ended, in octets, and how many of those came in a row.
         smalls: turns of a bulk transfer that brought little, in a row.
         is_queued: whether a turn is due.
     """
 
-    octets_at_large: int = -1
+    large_until: int = -1
     larges: int = 0
     smalls: int = 0
     is_queued: bool = False
@@ -95,13 +93,13 @@ class Direction:
         state: where it stands.
         octets: how many were carried.
         octets_at_last_empty: what `octets` was when a read last brought nothing.
-        tail: the last six octets.
+        owed: the session's.
         pace: the bulk policy's.
     """
 
     __slots__ = (
-        "name", "octets", "octets_at_last_empty", "pace", "reverse", "session", "sink", "source", "state",
-        "tail",
+        "name", "octets", "octets_at_last_empty", "owed", "pace", "reverse", "session", "sink", "source",
+        "state",
     )  # fmt: skip
 
     def __init__(self, source: RawLeg, sink: RawLeg, session: RelaySession, name: str) -> None:
@@ -113,7 +111,7 @@ class Direction:
         self.state = State.FLOWING
         self.octets = 0
         self.octets_at_last_empty = 0
-        self.tail: bytes | bytearray = b""
+        self.owed = session.owed
         self.pace = Pace()
 
     @property
@@ -123,14 +121,22 @@ class Direction:
             return not self.sink.unsent and not (self.source.unsent and self.source.is_choked)
         return self.state is State.DISCARDING
 
+    @property
+    def is_from_client(self) -> bool:
+        """Whether the source is the client."""
+        return self is self.session.from_client
+
     def carried(self, octets: int, buffer: bytearray) -> None:
         """Count what has been read into the shared buffer and goes to the sink."""
         self.octets += octets
-        self.session.last = self
-        if octets >= TAIL_OCTETS:
-            self.tail = buffer[octets - TAIL_OCTETS : octets]
+        self.follow(octets, buffer)
+
+    def follow(self, octets: int, buffer: bytearray) -> None:
+        """See what it means for what is owed."""
+        if self.is_from_client:
+            self.owed.asked(buffer, octets)
         else:
-            self.tail = (self.tail + buffer[:octets])[-TAIL_OCTETS:]
+            self.owed.answered(buffer, octets)
 
     def count_fruitless(self) -> None:
         """Start counting reads that bring nothing anew, where there was one that did."""
@@ -149,8 +155,7 @@ class RelaySession:
 
     Attributes:
         from_client, from_backend: its directions.
-        last: the direction that carried something last; at first the backend's, whose ReadyForQuery
-            has ended the login.
+        owed: what the backend owes the client; nothing at first, for ReadyForQuery has ended the login.
         stage: where it stands.
         ending: how it ends; None while it goes on. The first ending is the session's.
         grace: seconds that are left from now on, where the loop does not know it yet; else infinite.
@@ -161,17 +166,16 @@ class RelaySession:
 
     __slots__ = (
         "_buffer", "_is_truncated", "backend", "bug", "client", "ending", "from_backend", "from_client",
-        "grace", "is_broken", "last", "stage", "token", "wish",
+        "grace", "is_broken", "owed", "stage", "token", "wish",
     )  # fmt: skip
 
     def __init__(self, client: RawLeg, backend: RawLeg, buffer: bytearray, token: Any) -> None:
         self.client = client
         self.backend = backend
+        self.owed = Owed()
         self.from_client = Direction(client, backend, self, "client")
         self.from_backend = Direction(backend, client, self, "backend")
         self.from_client.reverse, self.from_backend.reverse = self.from_backend, self.from_client
-        self.from_backend.tail = IDLE
-        self.last = self.from_backend
         self.stage = Stage.LIVE
         self.ending: Ending | None = None
         self.grace = math.inf
@@ -197,10 +201,6 @@ class RelaySession:
         """Whether both sides have been given the end that they were owed."""
         return self.ending is not None and self.ending.is_clean and not self.is_broken
 
-    @property
-    def _is_terminated(self) -> bool:
-        return self.from_client.tail[-len(TERMINATE) :] == TERMINATE
-
     def release(self) -> None:
         """Let go of the legs, once the session is over and its octets are noted.
 
@@ -210,16 +210,14 @@ class RelaySession:
         """
         for direction in (self.from_client, self.from_backend):
             del direction.reverse
-        del self.from_client, self.from_backend, self.last
+        del self.from_client, self.from_backend
 
     # --- What happens ---------------------------------------------------------------------------------
 
     def begin(self, direction: Direction, unread: bytes) -> None:
         """Carry what was read from a direction's source before the relay got it."""
         if unread:
-            direction.octets += len(unread)
-            direction.tail = (direction.tail + unread)[-TAIL_OCTETS:]
-            self.last = direction
+            direction.carried(len(unread), bytearray(unread))
             try:
                 direction.sink.put(unread)
             except LegLost as error:
@@ -299,7 +297,7 @@ class RelaySession:
         """The source has said that it will send no more."""
         if direction is self.from_backend:
             # A backend that ends behind Terminate may be seen to before the client's own end is.
-            who = "client" if self._is_terminated else "backend"
+            who = "client" if self.owed.is_terminated else "backend"
             self.ends(Ending("ok", f"the {who} closed the session", is_clean=True), LAST_WORDS_SECONDS)
             if self.from_client.state is State.HELD:
                 self._tell_sink(self.from_client)
@@ -308,7 +306,7 @@ class RelaySession:
             self._done(direction)
         else:
             ending = Ending("ok", "the client closed the session", is_clean=True)
-            if self._is_terminated and self.from_backend.state is not State.DONE:
+            if self.owed.is_terminated and self.from_backend.state is not State.DONE:
                 # PostgreSQL reads nothing behind it and ends by itself. A close_notify left unread would
                 # make its close() reset the connection and lose what it sent last.
                 direction.state = State.HELD
@@ -321,7 +319,7 @@ class RelaySession:
         """The source broke, or ended without saying so."""
         if direction.state is State.DISCARDING:
             self._done(direction)
-        elif direction is self.from_client and self._is_terminated and not isinstance(error, LegAbused):
+        elif direction is self.from_client and self.owed.is_terminated and not isinstance(error, LegAbused):
             # Many drivers say Terminate and drop the connection, without close_notify and with answers
             # unread, which makes it a reset. What came before was whole.
             self._is_truncated = True
@@ -378,14 +376,12 @@ class RelaySession:
     # --- When it is told to end -----------------------------------------------------------------------
 
     def may_be_ended(self) -> bool:
-        """Whether the last octets carried allow the wished end; the silence behind them is the loop's."""
+        """Whether somebody outside wants it to end, and it stands where the wish lets it."""
         wish = self.wish
-        if wish is None or self.last is not self.from_backend or self.ending is not None:
+        if wish is None or self.ending is not None or self.client.unsent or self.backend.unsent:
             return False
-        if self.client.unsent or self.backend.unsent:
-            return False
-        tail = bytes(self.from_backend.tail)
-        return tail == IDLE if wish.when is When.IDLE else tail in BOUNDARIES
+        status = b"" if self.owed.is_terminated else self.owed.status
+        return status == b"I" if wish.when is When.IDLE else status != b""
 
     def end_as_wished(self) -> None:
         """Tell the client, say Terminate to the backend, and end both legs."""

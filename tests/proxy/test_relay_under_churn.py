@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import random
 import socket
 import struct
@@ -13,7 +14,6 @@ import trio.testing
 
 from fixtures.relayed import LEGS, MODES, open_bench, read_exactly
 from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
-from pgtlsproxy.tls import raw
 from pgtlsproxy.tls.stream import LegLost
 
 SHUTDOWN = Ending("shutdown", "the proxy ends", is_clean=True)
@@ -228,11 +228,13 @@ async def test_why_the_backend_went_is_told_though_the_clients_next_query_fails_
 async def test_last_words_that_come_after_the_query_has_failed_arrive_too(monkeypatch, kind):
     """Over TLS they could not be read any more."""
 
-    def send(sock, data):
-        return raw.BROKEN - errno.EPIPE if bytes(data) == b"question" else original(sock, data)
+    def write(fd, data):
+        if bytes(data) == b"question":
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return original(fd, data)
 
-    original = raw._send
-    monkeypatch.setattr(raw, "_send", send)
+    original = os.write
+    monkeypatch.setattr(os, "write", write)
     async with open_bench((kind, "clear"), "fast", monkeypatch) as bench:
         relayed = await bench.session()
         await relayed.client.send(b"question")

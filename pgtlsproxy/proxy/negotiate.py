@@ -64,7 +64,7 @@ async def negotiate(accepted: Accepted, client: Client, log: SessionLog) -> Nego
     leg = client.leg
     certificate = None
     if isinstance(leg, TLSLeg) and leg.peer_leaf is not None:
-        certificate = describe(leg.peer_leaf)
+        certificate = describe(leg.peer_leaf, leg.peer_issuer)
     return Negotiated(accepted, leg, startup, certificate)
 
 
@@ -120,7 +120,7 @@ async def _start_tls(accepted: Accepted, client: Client, log: SessionLog) -> TLS
         log.note(tls_version=leg.version, tls_cipher=leg.cipher, sni=leg.server_name)
         if leg.peer_leaf is not None:
             # Names are read of every certificate, whether a line asks for them or not, as PostgreSQL does.
-            log.note_certificate(describe(leg.peer_leaf), verified=True)
+            log.note_certificate(describe(leg.peer_leaf, leg.peer_issuer), verified=True)
     except ClientCertificateFailed as error:
         log.note(tls_error=error.tls_error)
         if error.record.certificate is not None:

@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -342,6 +342,43 @@ def test_many_alternative_names_are_capped() -> None:
     shown = describe(with_extension("2.5.29.17", names)).subject_alt_names
     assert len(shown) == 51
     assert shown[-1] == "... 10 more"
+
+
+def test_alternative_names_are_kept_whole_and_raw_by_kind() -> None:
+    names = [tlv(0x82, b"h%d" % number) for number in range(200)]
+    names += [tlv(0x82, b"x" * 1000), tlv(0x82, b"\x1b\xff"), tlv(0x82, b""), tlv(0x86, b"spiffe://a/b")]
+    names += [tlv(0x81, b"a@example.com"), tlv(0x87, b"\x7f\0\0\x01"), tlv(0x88, b"\x2a\x03")]
+    other_name = tlv(0xA0, oid(UNKNOWN) + tlv(0xA0, tlv(UTF8, b"alice")))
+    described = describe(with_extension("2.5.29.17", tlv(0x30, b"".join([*names, other_name]))))
+    assert [encode_name(one) for one in described.dns_names[198:]] == [
+        b"h198",
+        b"h199",
+        b"x" * 1000,
+        b"\x1b\xff",
+        b"",
+    ]
+    assert described.uris == ("spiffe://a/b",)
+    assert described.emails == ("a@example.com",)
+    assert (describe(CLIENT).dns_names, describe(CLIENT).uris, describe(CLIENT).emails) == ((), (), ())
+
+
+@pytest.mark.parametrize("tag", [0x81, 0x82, 0x86])
+def test_nul_in_an_alternative_name_refuses_the_certificate(tag: int) -> None:
+    for value in (b"admin\0.evil.example.com", b"\0", b"a\0"):
+        certificate = with_extension("2.5.29.17", tlv(0x30, tlv(0x82, b"good") + tlv(tag, value)))
+        with pytest.raises(ClientCertificateRefused) as caught:
+            describe(certificate)
+        assert caught.value.reason == "a subjectAltName of the certificate contains embedded null"
+
+
+def test_an_issuer_is_told_by_its_key() -> None:
+    key = CA.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert describe(CLIENT, CA.certificate).issuer_key == hashlib.sha256(key).hexdigest()
+    assert describe(CLIENT).issuer_key is None
+    assert (
+        describe(CLIENT, with_field(3, b"\x30\x02\x31\x00")).issuer_key == describe(CLIENT, CLIENT).issuer_key
+    )
+    assert describe(CLIENT, with_extension("2.5.29.17", b"\x30\x01")).issuer_key is None
 
 
 def test_a_certificate_of_16_kb_is_read_and_one_octet_more_refuses_it() -> None:

@@ -143,6 +143,8 @@ class Certificate:
         subject_alt_names: `DNS:...`, `URI:...`, `email:...`, `IP:...`, printable and capped.
         dns_names, uris, emails: the subjectAltNames of these kinds, whole, raw bytes through
             `decode_name`.
+        unnamed_types: attribute types of subject and issuer that OpenSSL, and so PostgreSQL, has no name
+            for, in dotted decimal.
         issuer_key: who issued it in the chain that was verified: the SHA-256 of that certificate's
             public key, hex; None where it was not looked at.
     """
@@ -158,6 +160,7 @@ class Certificate:
     dns_names: tuple[str, ...] = ()
     uris: tuple[str, ...] = ()
     emails: tuple[str, ...] = ()
+    unnamed_types: tuple[str, ...] = ()
     issuer_key: str | None = None
 
 

@@ -176,6 +176,7 @@ def describe(certificate: x509.Certificate, issuer: x509.Certificate | None = No
         dns_names=_of_kind(NameKind.DNS, alternative),
         uris=_of_kind(NameKind.URI, alternative),
         emails=_of_kind(NameKind.EMAIL, alternative),
+        unnamed_types=distinguished_name.unnamed_types(names.subject + names.issuer),
         issuer_key=None if issuer is None else key_fingerprint(issuer),
     )
 

@@ -86,6 +86,7 @@ def _parse_rule(line: Line) -> HbaRule:
         options.clientcert,
         options.clientname,
         options.map,
+        options.issuers,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pgtlsproxy.policy.inclusion import NoSources, Sources, parse_lines
@@ -50,10 +50,12 @@ class IdentMatch:
     Args:
         ref: where it stands.
         is_literal: whether it names the user, not a keyword, a role, an expression or what one captured.
+        authenticated: the name that may be the user.
     """
 
     ref: LineRef
     is_literal: bool
+    authenticated: str
 
 
 class IdentMaps:
@@ -116,11 +118,26 @@ class IdentMaps:
         Returns:
             Also what has to be looked up first, or why nobody can know.
         """
+        return self.find_any(map_name, user, (authenticated,), roles)
+
+    def find_any(
+        self,
+        map_name: str,
+        user: str,
+        authenticated: Sequence[str],
+        roles: frozenset[str] | Unknown | None = None,
+    ) -> IdentMatch | Needs | Unknown | None:
+        """The same for somebody with several names: the first line that lets one of them be the user.
+
+        Of several names that a line lets be the user it is the first.
+        """
+        literals = (self._kept_as_text(map_name, name) for name in authenticated)
         others = self._others.get(map_name, ())
-        for _, rule in heapq.merge(self._kept_as_text(map_name, authenticated), others, key=_position):
-            match = _match(rule, map_name, user, authenticated, roles)
-            if match is not None:
-                return match
+        for _, rule in heapq.merge(*literals, others, key=_position):
+            for name in authenticated:
+                match = _match(rule, map_name, user, name, roles)
+                if match is not None:
+                    return match
         return None
 
     def _kept_as_text(self, map_name: str, authenticated: str) -> Iterator[tuple[int, IdentRule]]:
@@ -191,12 +208,12 @@ def _match(
         captured = rule.system_user.program.first_group(authenticated)
         if captured is None or wanted.text.replace(_BACKREFERENCE, captured, 1) != user:
             return None
-        return IdentMatch(rule.ref, is_literal=False)
+        return IdentMatch(rule.ref, is_literal=False, authenticated=authenticated)
     elif not rule.system_user.program.matches(authenticated):
         return None
     match user_matches(wanted, user, roles):
         case True:
-            return IdentMatch(rule.ref, is_literal=is_literal)
+            return IdentMatch(rule.ref, is_literal=is_literal, authenticated=authenticated)
         case False:
             return None
         case unsure:

@@ -12,6 +12,7 @@ from pgtlsproxy.errors import (
     ClientGone,
     ClientTLSFailed,
 )
+from pgtlsproxy.identity import Certificate
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.protocol.client import TLS_HANDSHAKE, Action, ClientNegotiation
 from pgtlsproxy.protocol.startup import (
@@ -64,7 +65,7 @@ async def negotiate(accepted: Accepted, client: Client, log: SessionLog) -> Nego
     leg = client.leg
     certificate = None
     if isinstance(leg, TLSLeg) and leg.peer_leaf is not None:
-        certificate = describe(leg.peer_leaf)
+        certificate = describe(leg.peer_leaf, leg.peer_issuer)
     return Negotiated(accepted, leg, startup, certificate)
 
 
@@ -120,7 +121,9 @@ async def _start_tls(accepted: Accepted, client: Client, log: SessionLog) -> TLS
         log.note(tls_version=leg.version, tls_cipher=leg.cipher, sni=leg.server_name)
         if leg.peer_leaf is not None:
             # Names are read of every certificate, whether a line asks for them or not, as PostgreSQL does.
-            log.note_certificate(describe(leg.peer_leaf), verified=True)
+            certificate = describe(leg.peer_leaf, leg.peer_issuer)
+            log.note_certificate(certificate, verified=True)
+            _refuse_unnamed_types(certificate)
     except ClientCertificateFailed as error:
         log.note(tls_error=error.tls_error)
         if error.record.certificate is not None:
@@ -130,6 +133,19 @@ async def _start_tls(accepted: Accepted, client: Client, log: SessionLog) -> TLS
         log.note(tls_error=error.reason)
         raise
     return leg
+
+
+def _refuse_unnamed_types(certificate: Certificate) -> None:
+    """Refuse a certificate that nobody can log in to PostgreSQL with (`X509_NAME_to_cstring`).
+
+    Raises:
+        ClientCertificateRefused: a type in one of its names has no name itself.
+    """
+    if certificate.unnamed_types:
+        raise ClientCertificateRefused(
+            "could not get NID for ASN1_OBJECT object: nobody has a name for the attribute type "
+            f"{certificate.unnamed_types[0]} in the certificate's subject or issuer"
+        )
 
 
 def _note_unverified(certificate: x509.Certificate, log: SessionLog) -> None:

@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from pgtlsproxy.errors import ClientCertificateRefused
 from pgtlsproxy.identity import printable
-from pgtlsproxy.tls.certificates import describe
+from pgtlsproxy.tls.certificates import describe, key_fingerprint, read_names
 from pgtlsproxy.tls.der import MalformedDER
 from pgtlsproxy.tls.distinguished_name import parse, rfc2253
 from pgtlsproxy.tls.file_access import UnusableFile
@@ -55,6 +55,25 @@ def crl_warning(trust: Trust) -> str | None:
         f"{_listed(there) if there else 'nobody'}: every certificate issued there is refused (unable to get "
         "certificate CRL)"
     )
+
+
+def keys_by_name(trust: Trust) -> dict[str, str | None]:
+    """The key of each CA among the anchors, by its subject as PostgreSQL prints it.
+
+    A CA is a name and a key: its certificate may have been renewed, and be there twice.
+
+    Returns:
+        The keys' fingerprints (`certificates.key_fingerprint`); None for a name that several keys bear.
+    """
+    found: dict[str, str | None] = {}
+    for anchor in trust.anchors:
+        key = key_fingerprint(anchor)
+        try:
+            name = rfc2253(read_names(anchor).subject)
+        except MalformedDER:
+            continue  # nobody can write such a name
+        found[name] = key if found.get(name, key) == key else None
+    return found
 
 
 def subject(certificate: x509.Certificate) -> str:

@@ -11,7 +11,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -93,7 +93,7 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
     if named is None:
         return SnapshotFiles(path, None, mistakes, {}, {}, {}, {}, None, {})
     plain, keys, directories = _named_files(named)
-    rules = _read_each(_rule_files(named), lambda file, kind: read_file(file, kind, MAX_RULES_OCTETS))
+    rules = _read_rule_files(named.listeners.values())
     uid = os.geteuid()
     wants_roots = any(backend.sslrootcert == SYSTEM_ROOTS for backend in named.backends.values())
     return SnapshotFiles(
@@ -114,6 +114,21 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
         rules,
         _included(rules),
     )
+
+
+def read_rules(path: str, listener: str | None = None) -> SnapshotFiles:
+    """Read the configuration and only what policies are made of: hba, ident and roles files.
+
+    Args:
+        path: the YAML file.
+        listener: whose; None for all.
+    """
+    settings, mistakes = _read_settings(path)
+    rules: Mapping[str, bytes | UnusableFile] = {}
+    if settings is not None:
+        named = [one for name, one in settings.listeners.items() if listener in {None, name}]
+        rules = _read_rule_files(named)
+    return SnapshotFiles(path, settings, mistakes, {}, {}, {}, {}, None, {}, rules, _included(rules))
 
 
 def _read_each(files: Mapping[str, str], reader: Callable[[str, str], _T]) -> dict[str, _T | UnusableFile]:
@@ -175,11 +190,11 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
     )
 
 
-def _rule_files(settings: Settings) -> dict[str, str]:
-    """The files of lines that a policy is made of, and what they are."""
-    return {
+def _read_rule_files(listeners: Iterable[Listener]) -> dict[str, bytes | UnusableFile]:
+    """The files of lines that policies are made of."""
+    kinds = {
         path: kind
-        for listener in settings.listeners.values()
+        for listener in listeners
         for path, kind in (
             (listener.hba_file, "hba_file"),
             (listener.ident_file, "ident_file"),
@@ -187,6 +202,7 @@ def _rule_files(settings: Settings) -> dict[str, str]:
         )
         if path is not None
     }
+    return _read_each(kinds, lambda file, kind: read_file(file, kind, MAX_RULES_OCTETS))
 
 
 def _included(rules: Mapping[str, bytes | UnusableFile]) -> Included:

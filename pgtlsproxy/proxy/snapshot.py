@@ -20,6 +20,7 @@ from pgtlsproxy.config import Backend, Listener, Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.proxy.files import SnapshotFiles, read
+from pgtlsproxy.proxy.policies import make_rules
 from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions
@@ -290,7 +291,8 @@ class _Builder:
 
     def _policy(self, name: str, settings: Listener) -> _Policy | None:
         """A policy, with the very backends that it was judged against; None at start where one is missing."""
-        rules, wanted = self._units.rules(name, settings), self._files.settings
+        rules = make_rules(self._files, name, settings, self._warnings.append)
+        wanted = self._files.settings
         backends: dict[str, BackendSnapshot] = {}
         query = settings.roles_query
         asked = None if query is None else query.backend

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -129,6 +129,22 @@ def read_rules(path: str, listener: str | None = None) -> SnapshotFiles:
         named = [one for name, one in settings.listeners.items() if listener in {None, name}]
         rules = _read_rule_files(named)
     return SnapshotFiles(path, settings, mistakes, {}, {}, {}, {}, None, {}, rules, _included(rules))
+
+
+def with_client_trust(files: SnapshotFiles, listener: Listener) -> SnapshotFiles:
+    """The same, and who vouches for a listener's clients: its CA and revocation lists."""
+    plain = {
+        "root certificate file": listener.ssl_ca_file,
+        "certificate revocation list file": listener.ssl_crl_file,
+    }
+    directories = {"certificate revocation list directory": listener.ssl_crl_dir}
+    return replace(
+        files,
+        plain=_read_each({path: kind for kind, path in plain.items() if path is not None}, read_file),
+        directories=_read_each(
+            {path: kind for kind, path in directories.items() if path is not None}, read_directory
+        ),
+    )
 
 
 def _read_each(files: Mapping[str, str], reader: Callable[[str, str], _T]) -> dict[str, _T | UnusableFile]:

@@ -12,6 +12,7 @@ from typing import Final
 from cryptography import x509
 from OpenSSL import crypto
 
+from pgtlsproxy.tls import openssl
 from pgtlsproxy.tls.trust import Trust, add_anchors, add_crls
 
 NO_CHECK_TIME: Final = 0x200000
@@ -32,6 +33,7 @@ class Vouching:
         if trust is not None:
             add_anchors(self._store, trust)
             add_crls(self._store, trust)
+        openssl.ask_for_client_purpose(self._store)
         if not checks_time:
             self._store.set_flags(NO_CHECK_TIME)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from pgtlsproxy.cli.tables import print_table
 from pgtlsproxy.identity import printable
 
 if TYPE_CHECKING:
@@ -87,12 +86,7 @@ def _print(answer: Answer) -> None:
         for one in found.skipped
     ]
     before = "Lines before it" if found.hba is not None else "Lines"
-    if sys.stdout.isatty():
-        _print_table(f"{before} that do not apply", rows)
-    else:
-        click.echo(f"{before} that do not apply:")
-        for row in rows:
-            click.echo("  {}: {}: the client has {}, the line wants {}".format(*row))
+    print_table(f"{before} that do not apply", _COLUMNS, rows)
 
 
 def _whom(answer: Answer) -> str:
@@ -122,17 +116,3 @@ def _facts(answer: Answer) -> dict[str, str]:
         if ref is not None:
             facts[label] = f"{ref}: {_text(ref)}"
     return facts
-
-
-def _print_table(title: str, rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # Text and not str: names come from clients and files, and may look like rich's markup.
-    table = Table(*_COLUMNS, title=Text(title), title_justify="left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    for column in table.columns:
-        column.overflow = "fold"
-    Console().print(table)

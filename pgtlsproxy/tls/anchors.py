@@ -57,6 +57,17 @@ def crl_warning(trust: Trust) -> str | None:
     )
 
 
+def breadth_warning(anchors: Sequence[x509.Certificate]) -> str | None:
+    """That several CAs vouch for clients; None where one does, also with several certificates of one name."""
+    roots = list(dict.fromkeys(subject(anchor) for anchor in anchors if _is_root(anchor)))
+    if len(roots) < 2:
+        return None
+    return (
+        f"holds {len(roots)} root certificates ({_listed(roots)}): whoever has a certificate by any of them "
+        "is believed to be whom it names; keep only the CA that issues your clients' certificates"
+    )
+
+
 def subject(certificate: x509.Certificate) -> str:
     """The subject of a certificate, for a message."""
     try:

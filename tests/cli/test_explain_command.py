@@ -367,7 +367,7 @@ def test_people_get_the_verdict_the_lines_and_what_the_others_failed_on(written,
     assert 'no match in usermap "people" for user "alice" authenticated as "mallory"' in text
     assert '28000: certificate authentication failed for user "alice"' in text
     assert "pg_hba.conf:7: hostssl all all 10.0.0.0/8 cert map=people" in text
-    assert "pg_hba.conf:3: user: the client has alice, the line wants postgres" in text
+    assert re.search(r"pg_hba\.conf:3 +user +alice +postgres$", text, re.MULTILINE)
     allowed = command_line(*options, "alice").stdout
     assert allowed.startswith("allowed: ")
     assert "backend primary, login passthrough" in allowed
@@ -597,4 +597,5 @@ def test_the_example_in_the_manual_is_what_is_printed(tmp_path, command_line):
     shutil.copytree(ROOT / "config/central", tmp_path / "central")
     done = command_line(*shlex.split(command.replace("/etc/pgtlsproxy", str(tmp_path / "central"))))
     assert (done.returncode, done.stderr) == (EXIT_REFUSED, "")
-    assert done.stdout.replace(str(tmp_path / "central"), "/etc/pgtlsproxy") == shown
+    printed = done.stdout.replace(str(tmp_path / "central"), "/etc/pgtlsproxy")
+    assert re.sub(" {2,}", "  ", printed) == re.sub(" {2,}", "  ", shown)  # a table is as wide as its paths

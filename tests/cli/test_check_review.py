@@ -1,6 +1,7 @@
 """`check` tells what works and deserves a look, and prints the rules that it read."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -63,6 +64,42 @@ def test_each_warning_has_its_line_and_the_configuration_is_taken(loose, command
     assert '"/^app" is found anywhere in a name' in texts["pg_hba.conf:6"]
     assert "no GSSAPI encryption" in texts["pg_hba.conf:7"]
     assert 'map "others" is used by no line' in texts["pg_ident.conf:2"]
+
+
+WAYS_IN = """\
+hostnossl all all 127.0.0.0/8 scram-sha-256
+hostnossl all all ::1/128 scram-sha-256
+hostnossl all all 10.0.0.0/8 scram-sha-256
+hostnossl all all 2001:db8::/32 scram-sha-256
+local all all scram-sha-256
+"""
+
+
+@pytest.mark.parametrize(
+    ("listen", "idle"),
+    [
+        (["127.0.0.1:1"], [2, 4, 5]),
+        (["localhost:1"], [5]),
+        (["0.0.0.0:1"], [2, 4, 5]),
+        (["*:1", "unix:/tmp:1"], []),
+        (["192.0.2.1:1"], [1, 2, 4, 5]),
+        (["[2001:db8::1]:1"], [1, 2, 3, 5]),
+        (["192.0.2.1:1", "[::1]:1"], [1, 5]),
+        (["unix:/tmp:1"], [1, 2, 3, 4]),
+    ],
+    ids=str,
+)
+def test_who_can_come_is_by_the_addresses_and_by_plaintext_from(certs, proxy, command_line, listen, idle):
+    words = {"listen": listen, "plaintext_from": ["10.0.0.0/8", "2001:db8::/32"]}
+    path = proxy.write(
+        config({"a": {**with_tls(certs), **words}}, primary=passthrough(NoServer, certs)),
+        {"pg_hba.conf": WAYS_IN},
+    )
+    done = command_line("check", "-c", path)
+    assert done.returncode == 0
+    assert [
+        int(number) for number in re.findall(r"pg_hba\.conf:(\d): \w+ record cannot match", done.stderr)
+    ] == idle
 
 
 def test_the_default_of_reserved_users_is_no_oversight(certs, proxy, command_line):

@@ -53,6 +53,8 @@ COVERED = [
 NOT_COVERED = [
     ("host all all 10.0.0.0/8", "host all all all"),
     ("host all all 10.1.0.0/16", "host all all 10.0.0.0/8"),
+    ("host all all 10.0.0.0/16", "host all all 10.0.0.0/8"),
+    ("host all all 2001:db8::/48", "host all all 2001:db8::/32"),
     ("host all all 0.0.0.0/0", "host all all ::/0"),
     ("host all all samehost", "host all all samenet"),
     ("host all all samenet", "host all all 10.0.0.0/8"),

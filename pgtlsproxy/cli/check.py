@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 @click.command(context_settings={"max_content_width": 100})
 @click.option("-c", "--config", "path", required=True, metavar="FILE", help="The configuration, a YAML file.")
 @click.option("--connect", is_flag=True, help="Also dial every backend and let it prove itself.")
+@click.option("--rules", is_flag=True, help="Print the rules of every listener, as PostgreSQL's views do.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, for machines.")
-def check(path: str, *, connect: bool, as_json: bool) -> int:
+def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
     """Load everything that `serve` would load, and say everything that is wrong with it.
 
+    Warns of what works and deserves a look: lines that never decide, maps that nobody uses, expressions
+    that mean parts of names, CAs that vouch for more clients than need be, certificates that expire soon.
     Opens no socket and writes nothing, unless --connect is given. Exit status: 0 it can be served,
     1 it cannot, or something in it has expired, or a backend does not prove itself.
 
@@ -29,6 +32,7 @@ def check(path: str, *, connect: bool, as_json: bool) -> int:
       pgtlsproxy check -c config/central/pgtlsproxy.yaml
       pgtlsproxy check -c config/central/pgtlsproxy.yaml --connect
     """  # noqa: D301 - \b is click's mark for text that it must not fill
+    from pgtlsproxy.cli.check_rules import print_rules, rules_as_object
     from pgtlsproxy.proxy.expiry import judge_expiry
     from pgtlsproxy.proxy.snapshot import load
 
@@ -42,7 +46,7 @@ def check(path: str, *, connect: bool, as_json: bool) -> int:
     else:
         expiry = judge_expiry(loaded.snapshot)
         mistakes = expiry.expired
-        warnings = (*loaded.warnings, *expiry.soon, *_folder_warnings(loaded.snapshot))
+        warnings = (*loaded.warnings, *expiry.soon, *_review(loaded.snapshot))
         if connect:
             probed = _probe(loaded.snapshot)
             problems = [row for row in probed if row["problem"] is not None]
@@ -51,10 +55,46 @@ def check(path: str, *, connect: bool, as_json: bool) -> int:
                 *(Mistake(f"{path}: backends.{row['backend']}", str(row["problem"])) for row in problems),
             )
     if as_json:
-        click.echo(json.dumps(_as_object(mistakes, warnings, probed)))
+        found = _as_object(mistakes, warnings, probed)
+        if rules:
+            found["rules"] = rules_as_object(path)
+        click.echo(json.dumps(found))
     else:
+        if rules:
+            print_rules(path)
         _print(path, mistakes, warnings, probed)
     return 1 if mistakes else 0
+
+
+def _review(snapshot: Snapshot) -> list[Mistake]:
+    """What works, and deserves a look."""
+    from pgtlsproxy.proxy.policy_review import review_policies
+
+    policies = [listener.rules for listener in snapshot.listeners.values()]
+    return [
+        *review_policies(snapshot.settings, policies),
+        *_breadth_warnings(snapshot),
+        *_folder_warnings(snapshot),
+    ]
+
+
+def _breadth_warnings(snapshot: Snapshot) -> Iterator[Mistake]:
+    """Where more CAs vouch for clients than need be."""
+    from pgtlsproxy.tls.anchors import breadth_warning
+    from pgtlsproxy.tls.file_access import is_system_bundle
+
+    for name, listener in snapshot.listeners.items():
+        path = listener.settings.ssl_ca_file
+        if path is None or listener.trust is None:
+            continue
+        warning = None if listener.rules.names_every_issuer else breadth_warning(listener.trust.anchors)
+        if is_system_bundle(path):
+            warning = (
+                f"is this system's list of public CAs ({path}): anybody can have a certificate of one of "
+                "them; name the CA that issues your clients' certificates"
+            )
+        if warning is not None:
+            yield Mistake(f"{snapshot.path}: listeners.{name}.ssl_ca_file", warning)
 
 
 def _folder_warnings(snapshot: Snapshot) -> list[Mistake]:

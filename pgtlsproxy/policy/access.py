@@ -75,6 +75,17 @@ class Rules:
         """Whether the members of a role can be known."""
         return self.roles is not None or self.looks_up_roles
 
+    @property
+    def asks_for_issuers(self) -> bool:
+        """Whether a line takes the certificates of some CAs only."""
+        return any(rule.issuers for rule in self.hba)
+
+    @property
+    def names_every_issuer(self) -> bool:
+        """Whether each line that is satisfied with a certificate says of which CA it has to be."""
+        satisfied = [rule for rule in self.hba if rule.clientcert is not ClientCert.OFF]
+        return bool(satisfied) and all(rule.issuers or rule.method is Method.REJECT for rule in satisfied)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:

@@ -104,6 +104,22 @@ class IdentMaps:
     def __repr__(self) -> str:
         return f"IdentMaps(names={sorted(self.names)})"
 
+    def __iter__(self) -> Iterator[IdentRule]:
+        """The lines in their order."""
+        kept = (self._kept(number) for number in range(len(self._literals)))
+        others = sorted((one for lines in self._others.values() for one in lines), key=_position)
+        return (rule for _, rule in heapq.merge(kept, others, key=_position))
+
+    @property
+    def with_expressions(self) -> Iterator[IdentRule]:
+        """The lines that have one, in the order of each map."""
+        return (
+            rule
+            for lines in self._others.values()
+            for _, rule in lines
+            if isinstance(rule.system_user, Pattern) or isinstance(rule.database_user, Pattern)
+        )
+
     def find(
         self, map_name: str, user: str, authenticated: str, roles: frozenset[str] | Unknown | None = None
     ) -> IdentMatch | Needs | Unknown | None:
@@ -147,8 +163,11 @@ class IdentMaps:
             found, number = divmod(self._hashes[index], 1 << _HASH_BITS)
             if found != wanted:
                 return
-            ref, position = self._literals[number]
-            yield position, _parse_rule(Line(ref, split_fields(ref.text)))
+            yield self._kept(number)
+
+    def _kept(self, number: int) -> tuple[int, IdentRule]:
+        ref, position = self._literals[number]
+        return position, parse_rule(Line(ref, split_fields(ref.text)))
 
 
 def parse_ident(file: str, content: bytes, sources: Sources | None = None) -> IdentMaps:
@@ -163,7 +182,7 @@ def parse_ident(file: str, content: bytes, sources: Sources | None = None) -> Id
         ConfigError: with every mistake, one a line.
     """
     return IdentMaps(
-        parse_lines(file, content, sources or NoSources(), lambda line: (line, _parse_rule(line)))
+        parse_lines(file, content, sources or NoSources(), lambda line: (line, parse_rule(line)))
     )
 
 
@@ -182,7 +201,12 @@ def _can_be_kept_as_text(line: Line, rule: IdentRule) -> bool:
     return not may_include(line.ref.text)
 
 
-def _parse_rule(line: Line) -> IdentRule:
+def parse_rule(line: Line) -> IdentRule:
+    """What one line says.
+
+    Raises:
+        LineError: it is none.
+    """
     if len(line.fields) < 3:
         raise LineError("missing entry at end of line: write a map, a system user and a database user")
     columns = line.fields[:3]  # PostgreSQL ignores what stands behind them

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import replace
 from typing import Final
 
-import ifaddr
 import trio
 
 from pgtlsproxy.observability.logs import SessionLog
@@ -20,11 +18,11 @@ from pgtlsproxy.policy.access import (
     Needs,
     decide,
 )
-from pgtlsproxy.policy.addresses import Interface
 from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.records import LineRef
 from pgtlsproxy.proxy.backend_roles import BackendRoles
 from pgtlsproxy.proxy.client_hosts import ClientHosts
+from pgtlsproxy.proxy.interfaces import own_interfaces
 from pgtlsproxy.proxy.snapshot import ListenerSnapshot
 from pgtlsproxy.proxy.stages import Negotiated
 
@@ -90,7 +88,7 @@ async def _with_fact(fact: Fact, facts: Facts, request: AccessRequest, listener:
     match fact:
         case Fact.INTERFACES:
             found = await trio.to_thread.run_sync(
-                _interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
+                own_interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
             )
             return replace(facts, interfaces=found)
         case Fact.CLIENT_HOST:
@@ -101,16 +99,6 @@ async def _with_fact(fact: Fact, facts: Facts, request: AccessRequest, listener:
             assert query is not None  # noqa: S101 - the loader takes no lines for roles without
             backend = listener.backends[query.backend or listener.rules.backend]
             return replace(facts, roles=await BACKEND_ROLES.of(request.user, backend, query))
-
-
-def _interfaces() -> tuple[Interface, ...]:
-    """The addresses of this host with their networks, for samehost and samenet."""
-    found: list[Interface] = []
-    for adapter in ifaddr.get_adapters():
-        for entry in adapter.ips:
-            address = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
-            found.append(ipaddress.ip_interface(f"{address}/{entry.network_prefix}"))
-    return tuple(found)
 
 
 def _note_lines(log: SessionLog, hba: LineRef | None, ident: LineRef | None) -> None:

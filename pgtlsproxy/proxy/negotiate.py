@@ -12,7 +12,6 @@ from pgtlsproxy.errors import (
     ClientGone,
     ClientTLSFailed,
 )
-from pgtlsproxy.identity import Certificate
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.protocol.client import TLS_HANDSHAKE, Action, ClientNegotiation
 from pgtlsproxy.protocol.startup import (
@@ -25,7 +24,7 @@ from pgtlsproxy.protocol.startup import (
 )
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.stages import Accepted, Negotiated
-from pgtlsproxy.tls.certificates import describe
+from pgtlsproxy.tls.certificates import describe, require_named_types
 from pgtlsproxy.tls.contexts import ALPN_PROTOCOL
 from pgtlsproxy.tls.stream import TLSLeg
 from pgtlsproxy.tls.verdicts import ClientCertificateFailed
@@ -123,7 +122,7 @@ async def _start_tls(accepted: Accepted, client: Client, log: SessionLog) -> TLS
             # Names are read of every certificate, whether a line asks for them or not, as PostgreSQL does.
             certificate = describe(leg.peer_leaf, leg.peer_issuer)
             log.note_certificate(certificate, verified=True)
-            _refuse_unnamed_types(certificate)
+            require_named_types(certificate)
     except ClientCertificateFailed as error:
         log.note(tls_error=error.tls_error)
         if error.record.certificate is not None:
@@ -133,19 +132,6 @@ async def _start_tls(accepted: Accepted, client: Client, log: SessionLog) -> TLS
         log.note(tls_error=error.reason)
         raise
     return leg
-
-
-def _refuse_unnamed_types(certificate: Certificate) -> None:
-    """Refuse a certificate that nobody can log in to PostgreSQL with (`X509_NAME_to_cstring`).
-
-    Raises:
-        ClientCertificateRefused: a type in one of its names has no name itself.
-    """
-    if certificate.unnamed_types:
-        raise ClientCertificateRefused(
-            "could not get NID for ASN1_OBJECT object: nobody has a name for the attribute type "
-            f"{certificate.unnamed_types[0]} in the certificate's subject or issuer"
-        )
 
 
 def _note_unverified(certificate: x509.Certificate, log: SessionLog) -> None:

@@ -19,11 +19,11 @@ from OpenSSL import SSL
 from pgtlsproxy.config import Backend, Listener, Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Rules
-from pgtlsproxy.policy.soundness import check_issuers
 from pgtlsproxy.proxy.files import SnapshotFiles, read
+from pgtlsproxy.proxy.issuers import knowing_issuers, with_trusted_issuers
+from pgtlsproxy.proxy.policies import make_rules
 from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
-from pgtlsproxy.tls.anchors import keys_by_name
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions
 from pgtlsproxy.tls.trust import Trust
 
@@ -293,9 +293,9 @@ class _Builder:
 
     def _policy(self, name: str, settings: Listener, trust: Trust | None) -> _Policy | None:
         """A policy, with the very backends that it was judged against; None at start where one is missing."""
-        rules, wanted = _knowing_issuers(self._units.rules(name, settings), trust), self._files.settings
-        if trust is not None and (mistakes := check_issuers(rules)):
-            raise ConfigError(mistakes)
+        rules = make_rules(self._files, name, settings, self._warnings.append)
+        rules = with_trusted_issuers(rules, trust)
+        wanted = self._files.settings
         backends: dict[str, BackendSnapshot] = {}
         query = settings.roles_query
         asked = None if query is None else query.backend
@@ -321,7 +321,7 @@ class _Builder:
             new = self._backends.get(name)
             if new is not None and new.settings == backend.settings:
                 backends[name] = new
-        return old.settings, _knowing_issuers(old.rules, trust), backends
+        return old.settings, knowing_issuers(old.rules, trust), backends
 
     def _backend(self, name: str, settings: Backend, old: BackendSnapshot | None) -> BackendSnapshot | None:
         units = self._units
@@ -352,13 +352,6 @@ class _Builder:
         if settings.has_user_certificates and users is None:
             return old
         return BackendSnapshot(name, settings, pair, trust, context, users)
-
-
-def _knowing_issuers(rules: Rules, trust: Trust | None) -> Rules:
-    """A policy that knows the CAs which are trusted, where a line of it asks for one."""
-    if not any(rule.issuers for rule in rules.hba):
-        return rules
-    return replace(rules, issuers=keys_by_name(trust) if trust is not None else {})
 
 
 def restart_warnings(path: str, old: Settings, new: Settings) -> list[Mistake]:

@@ -76,6 +76,18 @@ def keys_by_name(trust: Trust) -> dict[str, str | None]:
     return found
 
 
+def breadth_warning(anchors: Sequence[x509.Certificate]) -> str | None:
+    """That several CAs vouch for clients; None where one does, also with several certificates of one name."""
+    roots = list(dict.fromkeys(subject(anchor) for anchor in anchors if _is_root(anchor)))
+    if len(roots) < 2:
+        return None
+    return (
+        f"holds {len(roots)} root certificates ({_listed(roots)}): whoever has a certificate by any of them "
+        "is believed to be whom it names; keep only the CA that issues your clients' certificates, or say in "
+        "every line of pg_hba.conf that asks for a certificate which one counts (issuer=)"
+    )
+
+
 def subject(certificate: x509.Certificate) -> str:
     """The subject of a certificate, for a message."""
     try:

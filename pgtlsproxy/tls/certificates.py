@@ -181,6 +181,19 @@ def describe(certificate: x509.Certificate, issuer: x509.Certificate | None = No
     )
 
 
+def require_named_types(certificate: identity.Certificate) -> None:
+    """Refuse a certificate that nobody can log in to PostgreSQL with (`X509_NAME_to_cstring`).
+
+    Raises:
+        ClientCertificateRefused: a type in one of its names has no name itself.
+    """
+    if certificate.unnamed_types:
+        raise ClientCertificateRefused(
+            "could not get NID for ASN1_OBJECT object: nobody has a name for the attribute type "
+            f"{certificate.unnamed_types[0]} in the certificate's subject or issuer"
+        )
+
+
 @lru_cache(maxsize=REMEMBERED)
 def key_fingerprint(certificate: x509.Certificate) -> str | None:
     """The SHA-256 of a certificate's public key (SubjectPublicKeyInfo, as encoded), hex.

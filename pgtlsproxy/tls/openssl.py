@@ -56,6 +56,8 @@ _REQUIRED = (
     "X509_free",
     "i2d_X509_bio",
     "SSL_CTX_set_verify",
+    "X509_STORE_set_purpose",
+    "X509_PURPOSE_SSL_CLIENT",
 )
 
 HAS_BINDING = _lib is not None and all(hasattr(_lib, name) for name in _REQUIRED)
@@ -317,3 +319,12 @@ class MemoryBIOs:
     def replace(self, fd: int) -> None:
         """Put the socket back in place. What the BIOs hold is lost: they must be empty."""
         _lib.SSL_set_fd(self._ssl, fd)
+
+
+def ask_for_client_purpose(store: crypto.X509Store) -> None:
+    """Let a store take certificates for TLS clients only, as a server's handshake does.
+
+    Without the binding it takes them for any purpose.
+    """
+    if HAS_BINDING:
+        _lib.X509_STORE_set_purpose(store._store, _lib.X509_PURPOSE_SSL_CLIENT)  # noqa: SLF001 - see above

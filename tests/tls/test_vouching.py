@@ -42,6 +42,12 @@ def test_nobody_vouches_where_the_ca_was_taken_out_or_nobody_is_asked_any_more(c
     assert all(both(None, chain[:1]))
 
 
+def test_nobody_vouches_for_a_server_as_a_client(certs):
+    issued = certs.ca.issue(common_names("alice"), usage="server")
+    verdicts = both(Trust(anchors(certs.ca)), chain_of(issued, certs.ca))
+    assert verdicts == ["at depth 0: unsuitable certificate purpose"] * 2
+
+
 def test_a_ca_of_the_same_name_does_not_vouch(certs, tmp_path):
     twin = Authority.root(tmp_path / "twin", "pgtlsproxy test CA")
     issued = twin.issue(common_names("alice"), usage="client")

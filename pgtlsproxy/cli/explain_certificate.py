@@ -26,7 +26,7 @@ class Said:
         cn, dn: names in it.
         san: all its subjectAltNames, each behind its label: `DNS:db.example.com`.
         issuer: the subject of the CA that issued it.
-        issuer_key: that CA's key, as in `identity.Certificate`, where it is not to be found by the name.
+        issuer_key: that CA's key, as in `identity.Certificate`; None for the one that the name stands for.
     """
 
     cn: str | None = None

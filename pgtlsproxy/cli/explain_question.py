@@ -309,6 +309,7 @@ def _client(event: Mapping[str, Any]) -> Client:
         reason = _text(event, "reason") or "the event names no user"
         raise Unanswerable(f"the session ended before a policy was asked about it: {printable(reason)}")
     address = _text(event, "client_addr") or ""
+    issuer_key = _text(event, "cert_issuer_key")
     uid = event.get("os_uid")
     return Client(
         user=user,
@@ -322,7 +323,8 @@ def _client(event: Mapping[str, Any]) -> Client:
             cn=_exact(event, "cert_cn"),
             dn=_exact(event, "cert_dn"),
             san=_alternative_names(event),
-            issuer_key=_text(event, "cert_issuer_key"),
+            issuer=None if issuer_key is None else _text(event, "cert_issuer"),  # a name alone is no CA
+            issuer_key=issuer_key,
         ),
     )
 

@@ -136,6 +136,31 @@ def test_cas_that_vouch_for_more_clients_than_need_be_are_told(
     assert shown.count("warning:") == (roots in {"several", "system"})
 
 
+@pytest.mark.parametrize(
+    ("others", "is_told"),
+    [
+        ("", False),
+        ("hostssl all all all scram-sha-256\n", False),
+        ("hostssl all all all reject clientcert=verify-ca\n", False),
+        ("hostssl all all all scram-sha-256 clientcert=verify-ca\n", True),
+    ],
+)
+def test_several_cas_are_well_where_every_line_says_which_one_counts(
+    certs, proxy, command_line, tmp_path, others, is_told
+):
+    bundle = tmp_path / "ca.crt"
+    bundle.write_text(certs.ca.crt.read_text() + certs.other_ca.crt.read_text())
+    names = [each.issued.certificate.subject.rfc4514_string() for each in (certs.ca, certs.other_ca)]
+    lines = "".join(f'hostssl app u{number} all cert issuer="{name}"\n' for number, name in enumerate(names))
+    path = proxy.write(
+        config({"a": with_tls(certs, ssl_ca_file=bundle)}, primary=passthrough(NoServer, certs)),
+        {"pg_hba.conf": lines + others},
+    )
+    done = command_line("check", "-c", path)
+    assert done.returncode == 0
+    assert ("holds 2 root certificates" in done.stderr) is is_told
+
+
 # --- The rules ------------------------------------------------------------------------------------------
 
 
@@ -187,6 +212,22 @@ def test_the_rules_are_printed_listener_by_listener(certs, proxy, command_line):
     assert "{app}     {alice,bob}  10.0.0.0  255.0.0.0  cert         {map=m,clientcert=verify-full}" in shown
     assert "pg_ident_file_mappings of listener a:" in shown
     assert "\x1b" not in shown
+
+
+def test_our_options_are_among_the_options(certs, proxy, command_line):
+    name = certs.ca.issued.certificate.subject.rfc4514_string()
+    path = proxy.write(
+        config({"a": with_tls(certs)}, primary=passthrough(NoServer, certs)),
+        {
+            "pg_hba.conf": f'hostssl all all all cert clientname=SAN_URI issuer="{name}"\n'
+            "hostssl all all all cert clientname=DN\n"
+        },
+    )
+    rows = json.loads(command_line("check", "-c", path, "--rules", "--json").stdout)["rules"]["a"]
+    assert [row["options"] for row in rows["pg_hba_file_rules"]] == [
+        ["clientcert=verify-full", "clientname=SAN_URI", f"issuer={name}"],
+        ["clientcert=verify-full"],
+    ]
 
 
 def test_the_rules_of_files_with_mistakes_are_printed_with_them(certs, proxy, command_line):

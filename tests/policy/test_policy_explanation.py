@@ -27,6 +27,7 @@ def rules(hba: str, ident: str = "", **changes: object) -> Rules:
         "backend": "primary",
         "hba": parse_hba("hba", hba.encode()),
         "ident": parse_ident("ident", ident.encode()),
+        "issuers": {"CN=A": "aa" * 32, "CN=B": "bb" * 32},
         "plaintext_from": (),
         "login": Login.PASSTHROUGH,
         "own_credential": False,
@@ -36,17 +37,12 @@ def rules(hba: str, ident: str = "", **changes: object) -> Rules:
     return Rules(**(values | changes))  # type: ignore[arg-type]
 
 
-def certificate(*common_names: str, dn: str = "CN=alice,O=Lab") -> Certificate:
-    now = datetime(2020, 1, 1, tzinfo=UTC)
-    return Certificate(
-        common_names=common_names,
-        dn=dn,
-        issuer_dn="",
-        serial=1,
-        sha256="",
-        not_before=now,
-        not_after=now,
-    )
+NOW = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def certificate(*common_names: str, dn: str = "CN=alice,O=Lab", **fields: object) -> Certificate:
+    values = {"issuer_dn": "", "serial": 1, "sha256": "", "not_before": NOW, "not_after": NOW}
+    return Certificate(common_names=common_names, dn=dn, **(values | fields))  # type: ignore[arg-type]
 
 
 REQUEST = AccessRequest(user="alice", database="app", replication=Replication.NONE, address=REMOTE, tls=True)
@@ -59,6 +55,12 @@ LINES = [
     "hostssl all all all trust clientcert=verify-ca",
     "hostssl all bob all reject clientcert=verify-ca",
     "hostssl all +staff all cert",
+    "hostssl all all all cert clientname=SAN_DNS",
+    "hostssl all alice all cert clientname=SAN_URI map=m",
+    "hostssl app all all trust clientcert=verify-full clientname=SAN_EMAIL issuer=CN=A",
+    "hostssl all /b all cert issuer=CN=A",
+    "hostssl all all all cert issuer=CN=B issuer=CN=A map=m",
+    "hostssl all all 10.0.0.0/8 scram-sha-256 clientcert=verify-ca issuer=CN=B",
     "hostssl /^al all .example.com cert map=m",
     "host all all all scram-sha-256",
     "host all all all trust",
@@ -85,6 +87,22 @@ POLICIES = st.builds(
     st.booleans(),
     st.sampled_from([None, parse_roles("roles", b"staff alice\ndba bob\n")]),
 )
+NAMES = st.lists(st.sampled_from(["alice", "bob", "a", "*"]), max_size=2).map(tuple)
+CERTIFICATES = st.builds(
+    lambda common_names, issuer, **names: certificate(*common_names, **names, **issuer),
+    NAMES,
+    st.sampled_from(
+        [
+            {"issuer_dn": "CN=A", "issuer_key": "aa" * 32},
+            {"issuer_dn": "CN=B", "issuer_key": "bb" * 32},
+            {"issuer_dn": "CN=A", "issuer_key": "cc" * 32},
+            {"issuer_dn": "CN=A"},
+        ]
+    ),
+    dns_names=NAMES,
+    uris=NAMES,
+    emails=NAMES,
+)
 REQUESTS = st.builds(
     AccessRequest,
     user=st.sampled_from(["alice", "bob", "postgres", "b\udcff"]),
@@ -92,7 +110,7 @@ REQUESTS = st.builds(
     replication=st.sampled_from(list(Replication)),
     address=st.sampled_from([LOOPBACK, REMOTE, UNIX]),
     tls=st.booleans(),
-    certificate=st.sampled_from([None, certificate("alice"), certificate("bob"), certificate("a", "b")]),
+    certificate=st.none() | CERTIFICATES,
     os_user=st.sampled_from([None, OSUser(1, 1, 1, "alice"), OSUser(1, 1, 1, None)]),
 )
 FACTS = st.builds(
@@ -154,6 +172,15 @@ def test_what_is_left_open_never_changes_an_answer_into_another(
     [
         ("hostssl all all all cert", REMOTE, {Open.CERTIFICATE, Open.COMMON_NAME}),
         ("hostssl all all all cert clientname=DN", REMOTE, {Open.CERTIFICATE, Open.DN}),
+        ("hostssl all all all cert clientname=SAN_DNS", REMOTE, {Open.CERTIFICATE, Open.ALTERNATIVE_NAMES}),
+        ("hostssl all all all cert clientname=SAN_URI", REMOTE, {Open.CERTIFICATE, Open.ALTERNATIVE_NAMES}),
+        ("hostssl all all all cert clientname=SAN_EMAIL", REMOTE, {Open.CERTIFICATE, Open.ALTERNATIVE_NAMES}),
+        ("hostssl all all all cert issuer=CN=A", REMOTE, {Open.CERTIFICATE, Open.COMMON_NAME, Open.ISSUER}),
+        (
+            "hostssl all all all trust clientcert=verify-ca issuer=CN=A",
+            REMOTE,
+            {Open.CERTIFICATE, Open.ISSUER},
+        ),
         ("hostssl all all all trust clientcert=verify-ca", REMOTE, {Open.CERTIFICATE}),
         ("hostssl all all all reject clientcert=verify-ca", REMOTE, {Open.CERTIFICATE}),
         ("hostssl all all all scram-sha-256", REMOTE, set()),

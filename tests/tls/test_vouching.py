@@ -96,3 +96,16 @@ def test_a_list_that_ran_out_ends_a_login_and_no_session_but_those_on_it(certs, 
     assert (
         both(Trust(anchors(certs.ca), lists, check_crls=True), chain)[0] == "at depth 0: certificate revoked"
     )
+
+
+def test_the_issuer_is_who_signed_in_the_chain_that_verifies(certs, leaf):
+    trust = Trust(anchors(certs.ca, certs.other_ca))
+    assert issuer(trust, chain_of(leaf, certs.ca)) == certs.ca.issued.certificate
+    assert issuer(trust, (leaf.certificate,)) == certs.ca.issued.certificate
+    middle = certs.ca.intermediate("middle")
+    shown = (middle.issue(common_names("alice"), usage="client").certificate, middle.issued.certificate)
+    assert issuer(trust, shown) == middle.issued.certificate
+
+
+def issuer(trust, chain):
+    return Vouching(trust, checks_time=True).issuer(chain)

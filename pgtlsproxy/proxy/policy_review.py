@@ -10,7 +10,9 @@ from pgtlsproxy.errors import Mistake
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.policy.addresses import LOOPBACK
 from pgtlsproxy.policy.idle import Door
+from pgtlsproxy.policy.inclusion import missing
 from pgtlsproxy.policy.review import Reviewed, review
+from pgtlsproxy.proxy.files import SnapshotFiles
 
 
 def review_policies(settings: Settings, policies: Iterable[Rules]) -> list[Mistake]:
@@ -26,6 +28,17 @@ def review_policies(settings: Settings, policies: Iterable[Rules]) -> list[Mista
         listed = rules.reserved_users if "reserved_users" in backend.model_fields_set else frozenset[str]()
         reviewed.append(Reviewed(rules, _door(settings.listeners[rules.listener]), listed))
     return review(reviewed)
+
+
+def left_out(files: SnapshotFiles) -> list[Mistake]:
+    """The lines of all files whose file is included only if it exists, and does not."""
+    found = {
+        (each.where, each.what): each
+        for path, content in files.rules.items()
+        if isinstance(content, bytes)
+        for each in missing(path, content, files.included)
+    }
+    return list(found.values())  # once, also where several files include the one with the line
 
 
 def _door(listener: Listener) -> Door:

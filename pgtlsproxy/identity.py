@@ -141,6 +141,12 @@ class Certificate:
         sha256: fingerprint of the DER, lower-case hex.
         not_before, not_after: validity, aware datetimes in UTC.
         subject_alt_names: `DNS:...`, `URI:...`, `email:...`, `IP:...`, printable and capped.
+        dns_names, uris, emails: the subjectAltNames of these kinds, whole, raw bytes through
+            `decode_name`.
+        unnamed_types: attribute types of subject and issuer that OpenSSL, and so PostgreSQL, has no name
+            for, in dotted decimal.
+        issuer_key: who issued it in the chain that was verified: the SHA-256 of that certificate's
+            public key, hex; None where it was not looked at.
     """
 
     common_names: tuple[str, ...]
@@ -151,6 +157,11 @@ class Certificate:
     not_before: datetime
     not_after: datetime
     subject_alt_names: tuple[str, ...] = field(default=())
+    dns_names: tuple[str, ...] = ()
+    uris: tuple[str, ...] = ()
+    emails: tuple[str, ...] = ()
+    unnamed_types: tuple[str, ...] = ()
+    issuer_key: str | None = None
 
 
 class ProofKind(enum.StrEnum):

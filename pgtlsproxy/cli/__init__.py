@@ -21,6 +21,7 @@ EXIT_INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "serve": "Run the proxy.",
     "check": "Say everything that is wrong with a configuration.",
+    "explain": "Say which lines decide about a client, and why.",
     "certs": "Make, renew, revoke and show certificates.",
     "demo": "See it work: a PostgreSQL, a CA and all three deployments, thrown away afterwards.",
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from pgtlsproxy.cli.reporting import print_notes, print_warnings
 from pgtlsproxy.errors import ConfigError, Mistake
 
 if TYPE_CHECKING:
@@ -16,45 +17,90 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"max_content_width": 100})
 @click.option("-c", "--config", "path", required=True, metavar="FILE", help="The configuration, a YAML file.")
-@click.option("--connect", is_flag=True, help="Also dial every backend and let it prove itself.")
+@click.option(
+    "--connect", is_flag=True, help="Also dial every backend, let it prove itself, and ask it for roles."
+)
+@click.option("--rules", is_flag=True, help="Print the rules of every listener, as PostgreSQL's views do.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, for machines.")
-def check(path: str, *, connect: bool, as_json: bool) -> int:
+def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
     """Load everything that `serve` would load, and say everything that is wrong with it.
 
-    Opens no socket and writes nothing, unless --connect is given. Exit status: 0 it can be served,
-    1 it cannot, or something in it has expired, or a backend does not prove itself.
+    Warns of what works and deserves a look: lines that never decide, maps that nobody uses, expressions
+    that mean parts of names, CAs that vouch for more clients than need be, certificates that expire soon.
+    Names the files of include_if_exists that do not exist. Opens no socket and writes nothing, unless
+    --connect is given. Exit status: 0 it can be served, 1 it cannot, or something in it has expired, or
+    a backend does not prove itself or not answer the roles_query.
 
     \b
     Example:
       pgtlsproxy check -c config/central/pgtlsproxy.yaml
       pgtlsproxy check -c config/central/pgtlsproxy.yaml --connect
     """  # noqa: D301 - \b is click's mark for text that it must not fill
+    from pgtlsproxy.cli.check_connect import Connected, connect_to_all
+    from pgtlsproxy.cli.check_rules import print_rules, rules_as_object
     from pgtlsproxy.proxy.expiry import judge_expiry
+    from pgtlsproxy.proxy.files import read_rules
+    from pgtlsproxy.proxy.policy_review import left_out
     from pgtlsproxy.proxy.snapshot import load
 
     mistakes: Sequence[Mistake]
     warnings: Sequence[Mistake] = ()
-    probed: list[dict[str, str | None]] = []
+    connected = Connected()
     try:
         loaded = load(path)
     except ConfigError as error:
         mistakes = error.mistakes
     else:
         expiry = judge_expiry(loaded.snapshot)
-        mistakes = expiry.expired
-        warnings = (*loaded.warnings, *expiry.soon, *_folder_warnings(loaded.snapshot))
+        warnings = (*loaded.warnings, *expiry.soon, *_review(loaded.snapshot))
         if connect:
-            probed = _probe(loaded.snapshot)
-            problems = [row for row in probed if row["problem"] is not None]
-            mistakes = (
-                *mistakes,
-                *(Mistake(f"{path}: backends.{row['backend']}", str(row["problem"])) for row in problems),
-            )
+            connected = connect_to_all(loaded.snapshot)
+        mistakes = (*expiry.expired, *connected.mistakes(path))
+    notes = left_out(read_rules(path))
     if as_json:
-        click.echo(json.dumps(_as_object(mistakes, warnings, probed)))
+        found = _as_object(mistakes, warnings, notes) | connected.as_object()
+        if rules:
+            found["rules"] = rules_as_object(path)
+        click.echo(json.dumps(found))
     else:
-        _print(path, mistakes, warnings, probed)
+        if rules:
+            print_rules(path)
+        print_warnings(warnings)
+        print_notes(notes)
+        connected.show()
+        _conclude(path, mistakes)
     return 1 if mistakes else 0
+
+
+def _review(snapshot: Snapshot) -> list[Mistake]:
+    """What works, and deserves a look."""
+    from pgtlsproxy.proxy.policy_review import review_policies
+
+    policies = [listener.rules for listener in snapshot.listeners.values()]
+    return [
+        *review_policies(snapshot.settings, policies),
+        *_breadth_warnings(snapshot),
+        *_folder_warnings(snapshot),
+    ]
+
+
+def _breadth_warnings(snapshot: Snapshot) -> Iterator[Mistake]:
+    """Where more CAs vouch for clients than need be."""
+    from pgtlsproxy.tls.anchors import breadth_warning
+    from pgtlsproxy.tls.file_access import is_system_bundle
+
+    for name, listener in snapshot.listeners.items():
+        path = listener.settings.ssl_ca_file
+        if path is None or listener.trust is None:
+            continue
+        warning = None if listener.rules.names_every_issuer else breadth_warning(listener.trust.anchors)
+        if is_system_bundle(path):
+            warning = (
+                f"is this system's list of public CAs ({path}): anybody can have a certificate of one of "
+                "them; name the CA that issues your clients' certificates"
+            )
+        if warning is not None:
+            yield Mistake(f"{snapshot.path}: listeners.{name}.ssl_ca_file", warning)
 
 
 def _folder_warnings(snapshot: Snapshot) -> list[Mistake]:
@@ -70,41 +116,22 @@ def _folder_warnings(snapshot: Snapshot) -> list[Mistake]:
     ]
 
 
-def _probe(snapshot: Snapshot) -> list[dict[str, str | None]]:
-    import dataclasses
-
-    import trio
-
-    from pgtlsproxy.observability.logs import configure
-    from pgtlsproxy.proxy.probe import probe
-    from pgtlsproxy.proxy.resolve import Resolver
-
-    async def main() -> list[dict[str, str | None]]:
-        resolver = Resolver(configure(None, "error"))
-        results = [await probe(backend, resolver) for backend in snapshot.backends.values()]
-        return [dataclasses.asdict(row) for rows in results for row in rows]
-
-    return trio.run(main)
-
-
 def _as_object(
-    mistakes: Sequence[Mistake], warnings: Sequence[Mistake], probed: list[dict[str, str | None]]
+    mistakes: Sequence[Mistake], warnings: Sequence[Mistake], notes: Sequence[Mistake]
 ) -> dict[str, object]:
     def rows(entries: Sequence[Mistake]) -> list[dict[str, str]]:
         return [{"where": entry.where, "what": entry.what} for entry in entries]
 
-    return {"ok": not mistakes, "mistakes": rows(mistakes), "warnings": rows(warnings), "backends": probed}
+    return {
+        "ok": not mistakes,
+        "mistakes": rows(mistakes),
+        "warnings": rows(warnings),
+        "notes": rows(notes),
+    }
 
 
-def _print(
-    path: str, mistakes: Sequence[Mistake], warnings: Sequence[Mistake], probed: list[dict[str, str | None]]
-) -> None:
-    from pgtlsproxy.cli.reporting import print_warnings
-
-    print_warnings(warnings)
-    for row in probed:
-        if row["problem"] is None:
-            click.echo(f"backend {row['backend']} at {row['address']}: {row['finding']}")
+def _conclude(path: str, mistakes: Sequence[Mistake]) -> None:
+    """Print what is wrong, and whether anything is."""
     for mistake in mistakes:
         click.echo(f"{click.style('error:', fg='red', bold=True)} {mistake}", err=True)
     if mistakes:

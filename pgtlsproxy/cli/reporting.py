@@ -21,3 +21,9 @@ def print_warnings(warnings: Sequence[Mistake]) -> None:
     """One line a warning on stderr."""
     for warning in warnings:
         click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {warning}", err=True)
+
+
+def print_notes(notes: Sequence[Mistake]) -> None:
+    """One line on stderr for each thing that is as it may be, and good to know."""
+    for note in notes:
+        click.echo(f"{click.style('note:', bold=True)} {note}", err=True)

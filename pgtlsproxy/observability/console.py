@@ -27,9 +27,9 @@ _TOLD: Final = frozenset(
 _LEFT_OUT: Final = frozenset(
     {
         "generation", "os_uid", "os_pid", "application_name", "tls_cipher", "sni",
-        "cert_cn", "cert_issuer", "cert_sha256", "cert_not_after", "cert_san", "cert_verified",
-        "hba_line", "ident_line", "method", "login", "decided_by", "backend", "backend_local_port",
-        "backend_tls_version",
+        "cert_cn", "cert_issuer", "cert_issuer_key", "cert_sha256", "cert_not_after", "cert_san",
+        "cert_verified", "hba_line", "ident_line", "method", "login", "decided_by", "backend",
+        "backend_local_port", "backend_tls_version",
     }
 )  # fmt: skip
 """Fields of a session that JSON alone has."""

@@ -7,19 +7,20 @@ learns neither more nor less than it would there.
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from pgtlsproxy.errors import AccessDenied
-from pgtlsproxy.identity import Certificate, ProofKind, printable
+from pgtlsproxy.identity import ProofKind, printable
 from pgtlsproxy.policy.addresses import Network
-from pgtlsproxy.policy.hba import ClientCert, ClientName, HbaRule, HbaRules, Method, Replication
-from pgtlsproxy.policy.ident import IdentMaps, IdentMatch
+from pgtlsproxy.policy.hba import ClientCert, HbaRule, HbaRules, Method, Replication
+from pgtlsproxy.policy.ident import IdentMaps
 from pgtlsproxy.policy.matching import Undecidable, first_match, lookup_detail
+from pgtlsproxy.policy.names import Checked, NameCheck
 from pgtlsproxy.policy.proofs import Login, proof
 from pgtlsproxy.policy.records import LineRef
-from pgtlsproxy.policy.replies import failed, no_entry, rejects
-from pgtlsproxy.policy.request import AccessRequest, Fact, Facts, Needs, Unknown
+from pgtlsproxy.policy.refusals import AccessRefused, DecidedBy
+from pgtlsproxy.policy.replies import no_entry, rejects
+from pgtlsproxy.policy.request import AccessRequest, Fact, Facts, Needs
 from pgtlsproxy.policy.roles import Memberships
 
 __all__ = [
@@ -44,6 +45,8 @@ class Rules:
         listener, backend: their names.
         hba: the lines of pg_hba.conf.
         ident: the maps of pg_ident.conf.
+        issuers: the key of each CA that is trusted about clients, by its subject; None for a name that
+            several keys bear. Empty where no line asks for one.
         roles: who is a member of which role, by the roles_file; None where there is none.
         looks_up_roles: whether that is a fact which the backend can be asked for.
         plaintext_from: networks beyond loopback that may start a session in clear text.
@@ -58,6 +61,7 @@ class Rules:
     backend: str
     hba: HbaRules
     ident: IdentMaps
+    issuers: Mapping[str, str | None] = field(default_factory=dict)
     roles: Memberships | None = None
     looks_up_roles: bool = False
     plaintext_from: tuple[Network, ...]
@@ -71,44 +75,16 @@ class Rules:
         """Whether the members of a role can be known."""
         return self.roles is not None or self.looks_up_roles
 
+    @property
+    def asks_for_issuers(self) -> bool:
+        """Whether a line takes the certificates of some CAs only."""
+        return any(rule.issuers for rule in self.hba)
 
-class DecidedBy(enum.StrEnum):
-    """Which rule refused."""
-
-    HBA = "hba"
-    IDENT = "ident"
-    PLAINTEXT_FROM = "plaintext_from"
-    RESERVED_USERS = "reserved_users"
-    PROOF = "proof"
-
-
-class AccessRefused(AccessDenied):
-    """The policy said no.
-
-    Args:
-        reason: for the log.
-        reply: PostgreSQL's text.
-        sqlstate: PostgreSQL's code.
-        decided_by: which rule refused.
-        rule: the line of pg_hba.conf, or None where none applied.
-        ident: the line of pg_ident.conf, where one applied.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        reply: str,
-        decided_by: DecidedBy,
-        sqlstate: str = "28000",
-        rule: HbaRule | None = None,
-        ident: IdentMatch | None = None,
-    ) -> None:
-        super().__init__(reason if rule is None else f"{rule.ref}: {reason}", reply=reply, sqlstate=sqlstate)
-        self.decided_by = decided_by
-        self.hba: LineRef | None = None if rule is None else rule.ref
-        self.method: Method | None = None if rule is None else rule.method
-        self.ident: LineRef | None = None if ident is None else ident.ref
+    @property
+    def names_every_issuer(self) -> bool:
+        """Whether each line that is satisfied with a certificate says of which CA it has to be."""
+        satisfied = [rule for rule in self.hba if rule.clientcert is not ClientCert.OFF]
+        return bool(satisfied) and all(rule.issuers or rule.method is Method.REJECT for rule in satisfied)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +101,8 @@ class Grant:
         method: the method of the deciding line.
         login: how the backend is satisfied.
         accepts: the proofs of which one must be had before the client is let in.
-        identity: what was checked: a certificate's DN, or an operating system user; else None.
+        identity: what was checked: a certificate's DN or subjectAltName, or an operating system user;
+            else None.
         certificate_sha256: fingerprint of the client's certificate, demanded or not.
         is_fenced: whether a reserved user or replication is meant and the line names neither: then a
             backend that lets the session in unasked has believed the proxy, and must not.
@@ -146,19 +123,6 @@ class Grant:
     is_fenced: bool
     hba: LineRef
     ident: LineRef | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    """Names that were compared with the user's.
-
-    Args:
-        identity: the certificate's DN or the operating system user; None where no name was asked for.
-        ident: the line of pg_ident.conf that was used.
-    """
-
-    identity: str | None = None
-    ident: IdentMatch | None = None
 
 
 def decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs:
@@ -186,11 +150,12 @@ def _decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs
     rule = _deciding_line(rules, request, facts)
     if isinstance(rule, Needs):
         return rule
+    check = NameCheck(rule, rules.ident, rules.issuers)
     if rule.clientcert is not ClientCert.OFF:
-        _sent_certificate(rule, request)
+        check.certificate(request)
     if rule.method is Method.REJECT:
         raise AccessRefused("the line rejects", reply=rejects(request), decided_by=DecidedBy.HBA, rule=rule)
-    checked = _check_names(rules, rule, request, facts)
+    checked = check.names(request, facts)
     if isinstance(checked, Needs):
         return checked
     is_fenced = _fence(rules, rule, request, checked)
@@ -251,92 +216,7 @@ def _refuse_clear_text(rules: Rules, request: AccessRequest) -> None:
     )
 
 
-def _check_names(rules: Rules, rule: HbaRule, request: AccessRequest, facts: Facts) -> _Checked | Needs:
-    """Compare the name that was authenticated with the user, by the map where there is one.
-
-    Raises:
-        AccessRefused: they do not fit.
-    """
-    if rule.method is Method.PEER:
-        identity = name = _os_user_name(rule, request)
-    elif rule.clientcert is ClientCert.VERIFY_FULL:
-        certificate = _sent_certificate(rule, request)
-        identity, name = certificate.dn, _certificate_name(rule, request, certificate)
-    else:
-        return _Checked()
-    match = _map(rules, rule, request, facts, name)
-    return match if isinstance(match, Needs) else _Checked(identity, match)
-
-
-def _sent_certificate(rule: HbaRule, request: AccessRequest) -> Certificate:
-    """The certificate that a line demands; the handshake has verified it.
-
-    Raises:
-        AccessRefused: none was sent.
-    """
-    if request.certificate is None:
-        raise AccessRefused(
-            "the line needs a client certificate and none was sent",
-            reply="connection requires a valid client certificate",
-            decided_by=DecidedBy.HBA,
-            rule=rule,
-        )
-    return request.certificate
-
-
-def _os_user_name(rule: HbaRule, request: AccessRequest) -> str:
-    """The name of the operating system user; `uid:1000` for one without a name, which only a map can match.
-
-    A role named so would otherwise be anybody's who can choose a uid, as in a container.
-    """
-    user = request.os_user
-    if user is None or not user.is_known:
-        raise _name_refused(rule, request, "the operating system does not know who the client is")
-    if user.name is not None:
-        return user.name
-    if rule.map is None:
-        raise _name_refused(rule, request, f"uid {user.uid} has no name here: map uid:{user.uid} to the user")
-    return f"uid:{user.uid}"
-
-
-def _certificate_name(rule: HbaRule, request: AccessRequest, certificate: Certificate) -> str:
-    """The name of a certificate that counts.
-
-    PostgreSQL takes the first of several common names. Libraries differ in which they show, so whoever
-    issued the certificate may have meant another: it is refused.
-    """
-    names = (certificate.dn,) if rule.clientname is ClientName.DN else certificate.common_names
-    if len(names) > 1:
-        shown = ", ".join(printable(name) for name in names)
-        raise _name_refused(rule, request, f"the client certificate has several common names: {shown}")
-    if not names or not names[0]:
-        raise _name_refused(rule, request, "client certificate contains no user name")
-    return names[0]
-
-
-def _map(
-    rules: Rules, rule: HbaRule, request: AccessRequest, facts: Facts, name: str
-) -> IdentMatch | Needs | None:
-    """The line that maps a name to the user; None where they are equal and no map is asked."""
-    user, shown = printable(request.user), printable(name)
-    if rule.map is None:
-        if name != request.user:
-            raise _name_refused(
-                rule,
-                request,
-                f"provided user name ({user}) and authenticated user name ({shown}) do not match",
-            )
-        return None
-    match = rules.ident.find(rule.map, request.user, name, facts.roles)
-    if match is None or isinstance(match, Unknown):
-        reason = f'no match in usermap "{printable(rule.map)}" for user "{user}" authenticated as "{shown}"'
-        if match is not None:
-            reason = f"it cannot be known whether there is a match: {match.reason}"
-        raise _name_refused(rule, request, reason, decided_by=DecidedBy.IDENT)
-    return match
-
-
-def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: _Checked) -> bool:
+def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: Checked) -> bool:
     """Keep reserved users and replication out unless somebody meant it.
 
     Where the backend believes the proxy's own credential, a general line (`all`, a pattern) must not reach a
@@ -387,11 +267,3 @@ def _is_literal_local(rules: Rules, rule: HbaRule, request: AccessRequest) -> bo
         and rule.has_literal_users_only
         and request.user not in rules.reserved_users
     )
-
-
-def _name_refused(
-    rule: HbaRule, request: AccessRequest, reason: str, *, decided_by: DecidedBy = DecidedBy.HBA
-) -> AccessRefused:
-    """The method's refusal: PostgreSQL answers a wrong name as it answers a wrong password."""
-    reply, sqlstate = failed(rule.method, request)
-    return AccessRefused(reason, reply=reply, sqlstate=sqlstate, decided_by=decided_by, rule=rule)

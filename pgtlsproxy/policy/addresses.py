@@ -14,7 +14,7 @@ from pgtlsproxy.policy.records import LineError, Token
 Network = IPv4Network | IPv6Network
 Interface = IPv4Interface | IPv6Interface
 
-_LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 _V4_MAPPED = IPv6Network("::ffff:0:0/96")
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 # What C's inet_aton takes besides four decimal numbers: octal, hexadecimal, fewer parts.
@@ -131,7 +131,7 @@ def is_loopback(network: Network) -> bool:
     """Whether every address of a network is a loopback address."""
     return any(
         network.version == loopback.version and network.subnet_of(loopback)  # type: ignore[arg-type]
-        for loopback in _LOOPBACK
+        for loopback in LOOPBACK
     )
 
 

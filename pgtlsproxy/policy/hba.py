@@ -26,6 +26,7 @@ __all__ = [
     "Method",
     "Replication",
     "parse_hba",
+    "parse_rule",
 ]
 
 
@@ -40,7 +41,7 @@ def parse_hba(file: str, content: bytes, sources: Sources | None = None) -> HbaR
     Raises:
         ConfigError: with every mistake, one a line.
     """
-    rules = tuple(parse_lines(file, content, sources or NoSources(), _parse_rule))
+    rules = tuple(parse_lines(file, content, sources or NoSources(), parse_rule))
     if not rules:
         what = "the file contains no entries: nobody could connect; add at least one line"
         raise ConfigError([Mistake(printable(file), what)])
@@ -68,7 +69,12 @@ class _Columns:
         return tuple(token for field in self._fields for token in field)
 
 
-def _parse_rule(line: Line) -> HbaRule:
+def parse_rule(line: Line) -> HbaRule:
+    """What one line says.
+
+    Raises:
+        LineError: it is none.
+    """
     columns = _Columns(line)
     connection_type = _connection_type(columns.token("connection type", "connection type"))
     databases = tuple(map(compile_token, columns.field("database specification")))
@@ -86,6 +92,7 @@ def _parse_rule(line: Line) -> HbaRule:
         options.clientcert,
         options.clientname,
         options.map,
+        options.issuers,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pgtlsproxy.policy.inclusion import NoSources, Sources, parse_lines
@@ -50,10 +50,12 @@ class IdentMatch:
     Args:
         ref: where it stands.
         is_literal: whether it names the user, not a keyword, a role, an expression or what one captured.
+        authenticated: the name that may be the user.
     """
 
     ref: LineRef
     is_literal: bool
+    authenticated: str
 
 
 class IdentMaps:
@@ -102,6 +104,22 @@ class IdentMaps:
     def __repr__(self) -> str:
         return f"IdentMaps(names={sorted(self.names)})"
 
+    def __iter__(self) -> Iterator[IdentRule]:
+        """The lines in their order."""
+        kept = (self._kept(number) for number in range(len(self._literals)))
+        others = sorted((one for lines in self._others.values() for one in lines), key=_position)
+        return (rule for _, rule in heapq.merge(kept, others, key=_position))
+
+    @property
+    def with_expressions(self) -> Iterator[IdentRule]:
+        """The lines that have one, in the order of each map."""
+        return (
+            rule
+            for lines in self._others.values()
+            for _, rule in lines
+            if isinstance(rule.system_user, Pattern) or isinstance(rule.database_user, Pattern)
+        )
+
     def find(
         self, map_name: str, user: str, authenticated: str, roles: frozenset[str] | Unknown | None = None
     ) -> IdentMatch | Needs | Unknown | None:
@@ -116,11 +134,26 @@ class IdentMaps:
         Returns:
             Also what has to be looked up first, or why nobody can know.
         """
+        return self.find_any(map_name, user, (authenticated,), roles)
+
+    def find_any(
+        self,
+        map_name: str,
+        user: str,
+        authenticated: Sequence[str],
+        roles: frozenset[str] | Unknown | None = None,
+    ) -> IdentMatch | Needs | Unknown | None:
+        """The same for somebody with several names: the first line that lets one of them be the user.
+
+        Of several names that a line lets be the user it is the first.
+        """
+        literals = (self._kept_as_text(map_name, name) for name in authenticated)
         others = self._others.get(map_name, ())
-        for _, rule in heapq.merge(self._kept_as_text(map_name, authenticated), others, key=_position):
-            match = _match(rule, map_name, user, authenticated, roles)
-            if match is not None:
-                return match
+        for _, rule in heapq.merge(*literals, others, key=_position):
+            for name in authenticated:
+                match = _match(rule, map_name, user, name, roles)
+                if match is not None:
+                    return match
         return None
 
     def _kept_as_text(self, map_name: str, authenticated: str) -> Iterator[tuple[int, IdentRule]]:
@@ -130,8 +163,11 @@ class IdentMaps:
             found, number = divmod(self._hashes[index], 1 << _HASH_BITS)
             if found != wanted:
                 return
-            ref, position = self._literals[number]
-            yield position, _parse_rule(Line(ref, split_fields(ref.text)))
+            yield self._kept(number)
+
+    def _kept(self, number: int) -> tuple[int, IdentRule]:
+        ref, position = self._literals[number]
+        return position, parse_rule(Line(ref, split_fields(ref.text)))
 
 
 def parse_ident(file: str, content: bytes, sources: Sources | None = None) -> IdentMaps:
@@ -146,7 +182,7 @@ def parse_ident(file: str, content: bytes, sources: Sources | None = None) -> Id
         ConfigError: with every mistake, one a line.
     """
     return IdentMaps(
-        parse_lines(file, content, sources or NoSources(), lambda line: (line, _parse_rule(line)))
+        parse_lines(file, content, sources or NoSources(), lambda line: (line, parse_rule(line)))
     )
 
 
@@ -165,7 +201,12 @@ def _can_be_kept_as_text(line: Line, rule: IdentRule) -> bool:
     return not may_include(line.ref.text)
 
 
-def _parse_rule(line: Line) -> IdentRule:
+def parse_rule(line: Line) -> IdentRule:
+    """What one line says.
+
+    Raises:
+        LineError: it is none.
+    """
     if len(line.fields) < 3:
         raise LineError("missing entry at end of line: write a map, a system user and a database user")
     columns = line.fields[:3]  # PostgreSQL ignores what stands behind them
@@ -191,12 +232,12 @@ def _match(
         captured = rule.system_user.program.first_group(authenticated)
         if captured is None or wanted.text.replace(_BACKREFERENCE, captured, 1) != user:
             return None
-        return IdentMatch(rule.ref, is_literal=False)
+        return IdentMatch(rule.ref, is_literal=False, authenticated=authenticated)
     elif not rule.system_user.program.matches(authenticated):
         return None
     match user_matches(wanted, user, roles):
         case True:
-            return IdentMatch(rule.ref, is_literal=is_literal)
+            return IdentMatch(rule.ref, is_literal=is_literal, authenticated=authenticated)
         case False:
             return None
         case unsure:

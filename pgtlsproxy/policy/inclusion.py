@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
@@ -95,6 +96,22 @@ def follow(file: str, content: bytes, sources: Sources) -> None:
         deque(expand(file, content, sources), maxlen=0)
 
 
+def missing(file: str, content: bytes, sources: Sources) -> tuple[Mistake, ...]:
+    """The lines with `include_if_exists` whose file does not exist, which is no mistake of theirs.
+
+    Args:
+        file: its path.
+        content: the whole file.
+        sources: what other files hold.
+    """
+    if _MAY_INCLUDE.search(content) is None:
+        return ()
+    expansion = _Expansion(sources)
+    with suppress(_Exhausted):
+        deque(expansion.lines(file, content, 0), maxlen=0)
+    return tuple(expansion.missing)
+
+
 def parse_lines(file: str, content: bytes, sources: Sources, parse: Callable[[Line], _T]) -> Iterator[_T]:
     """What each line says, inclusions in their place.
 
@@ -152,6 +169,7 @@ class _Expansion:
         self._sources = sources
         self._inclusions = 0
         self._octets = 0
+        self.missing: list[Mistake] = []
 
     def lines(self, file: str, content: bytes, depth: int) -> Iterator[Line | Mistake]:
         self._octets += len(content)
@@ -216,7 +234,10 @@ class _Expansion:
         content = self._sources.file(path)
         if isinstance(content, bytes):
             yield from self.lines(path, content, depth + 1)
-        elif not (may_be_missing and content.is_missing):
+        elif may_be_missing and content.is_missing:
+            # PostgreSQL's words; it writes them into its log at each load.
+            self.missing.append(ref.mistake(f'skipping missing authentication file "{printable(path)}"'))
+        else:
             raise LineError(content.reason)
 
     def _included_folder(self, path: str, ref: LineRef, depth: int) -> Iterator[Line | Mistake]:

@@ -1,8 +1,9 @@
 """Methods and options of pg_hba.conf: what they are called, where they may stand, and what is wrong else.
 
 The rules and texts are those of `parse_hba_line` and `parse_hba_auth_opt` (src/backend/libpq/hba.c) in
-PostgreSQL 17. What PostgreSQL knows and this version does not is a mistake, never skipped: a line that
-silently does nothing lets in, or keeps out, the wrong people.
+PostgreSQL 17; `issuer`, and `clientname` with a subjectAltName, are ours. What PostgreSQL knows and this
+version does not is a mistake, never skipped: a line that silently does nothing lets in, or keeps out, the
+wrong people.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Options:
     clientcert: ClientCert = ClientCert.OFF
     clientname: ClientName = ClientName.CN
     map: str | None = None
+    issuers: tuple[str, ...] = ()
 
 
 def parse_method(token: Token, connection_type: ConnectionType) -> Method:
@@ -71,7 +73,7 @@ def parse_method(token: Token, connection_type: ConnectionType) -> Method:
 
 
 def parse_options(tokens: Field, connection_type: ConnectionType, method: Method) -> Options:
-    """The options of a line; of one that is repeated the last counts, as in PostgreSQL.
+    """The options of a line; of one that is repeated the last counts, as in PostgreSQL, and of `issuer` all.
 
     Raises:
         LineError: one is unknown, or may not stand there.
@@ -88,6 +90,8 @@ def parse_options(tokens: Field, connection_type: ConnectionType, method: Method
                 options = replace(options, clientcert=_clientcert(connection_type, method, value))
             case "clientname":
                 options = replace(options, clientname=_clientname(connection_type, value))
+            case "issuer":
+                options = replace(options, issuers=(*options.issuers, _issuer(connection_type, value)))
             case _ if name in _FOREIGN_OPTIONS:
                 raise LineError(
                     f'authentication option "{name}" is only valid for authentication methods '
@@ -96,9 +100,30 @@ def parse_options(tokens: Field, connection_type: ConnectionType, method: Method
             case _:
                 raise LineError(
                     f'unrecognized authentication option name: "{printable(name)}"; there are map, '
-                    "clientcert and clientname"
+                    "clientcert, clientname and issuer"
+                    + ("; a DN with commas in it needs quotes" if options.issuers else "")
                 )
-    return replace(options, clientcert=ClientCert.VERIFY_FULL) if method is Method.CERT else options
+    if method is Method.CERT:
+        options = replace(options, clientcert=ClientCert.VERIFY_FULL)
+    _refuse_what_has_no_effect(options, method)
+    return options
+
+
+def _refuse_what_has_no_effect(options: Options, method: Method) -> None:
+    """Refuse our own options where they would do nothing. PostgreSQL's may stand where they do nothing there.
+
+    Raises:
+        LineError: one would.
+    """
+    if options.issuers and method is Method.REJECT:
+        raise LineError("issuer does not choose whom a line is for: this one would reject everybody")
+    if options.issuers and options.clientcert is ClientCert.OFF:
+        raise LineError("issuer needs a line that asks for a certificate: cert, or clientcert=verify-ca")
+    if options.clientname.is_alternative and options.clientcert is not ClientCert.VERIFY_FULL:
+        raise LineError(
+            f"clientname={options.clientname} needs a line that compares names: cert, or "
+            "clientcert=verify-full"
+        )
 
 
 def _map(method: Method, value: str) -> str:
@@ -128,4 +153,13 @@ def _clientname(connection_type: ConnectionType, value: str) -> ClientName:
     try:
         return ClientName(value)
     except ValueError:
-        raise LineError(f'invalid value for clientname: "{printable(value)}"; write CN or DN') from None
+        names = ", ".join(ClientName)
+        raise LineError(f'invalid value for clientname: "{printable(value)}"; write one of {names}') from None
+
+
+def _issuer(connection_type: ConnectionType, value: str) -> str:
+    if connection_type is not ConnectionType.HOSTSSL:
+        raise LineError('issuer can only be configured for "hostssl" rows')
+    if not value:
+        raise LineError('authentication option "issuer" is empty; write the subject of a CA in ssl_ca_file')
+    return value

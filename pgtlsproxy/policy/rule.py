@@ -45,6 +45,14 @@ class ClientName(enum.StrEnum):
 
     CN = "CN"
     DN = "DN"
+    SAN_DNS = "SAN_DNS"
+    SAN_URI = "SAN_URI"
+    SAN_EMAIL = "SAN_EMAIL"
+
+    @property
+    def is_alternative(self) -> bool:
+        """Whether it is a subjectAltName, which PostgreSQL does not know here."""
+        return self.name.startswith("SAN_")
 
 
 class Replication(enum.Enum):
@@ -72,6 +80,8 @@ class HbaRule:
         clientcert: what is asked of their certificate; `cert` asks for verify-full.
         clientname: which name of the certificate counts.
         map: the map of pg_ident.conf, or None.
+        issuers: the CAs, by their subjects, of which one must have issued the certificate; empty for
+            whichever the listener trusts. Ours.
     """
 
     ref: LineRef
@@ -83,6 +93,7 @@ class HbaRule:
     clientcert: ClientCert = ClientCert.OFF
     clientname: ClientName = ClientName.CN
     map: str | None = None
+    issuers: tuple[str, ...] = ()
 
     def names_user(self, user: str) -> bool:
         """Whether the line lists this user by name, not only by a keyword, a role or an expression."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from pgtlsproxy.errors import Mistake
 from pgtlsproxy.identity import ProofKind, printable
@@ -16,6 +17,9 @@ from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.policy.hba import ClientCert, ConnectionType, HbaRule, Method
 from pgtlsproxy.policy.proofs import Login, proof
 from pgtlsproxy.policy.roles import Memberships
+
+MAX_SHOWN: Final = 5
+"""CAs that a message lists; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,35 @@ def check_soundness(rules: Rules, transports: ListenerTransports, backend: Backe
     if rules.roles is not None:
         warnings.extend(_unlisted_roles(rules, rules.roles))
     return Soundness(tuple(mistakes), tuple(warnings))
+
+
+def check_issuers(rules: Rules) -> tuple[Mistake, ...]:
+    """The lines with `issuer` that name no CA of the listener, or a name that several have.
+
+    Args:
+        rules: the policy, with the CAs that are trusted.
+    """
+    return tuple(
+        rule.ref.mistake(
+            f'issuer "{printable(name)}": ssl_ca_file of listener {rules.listener} has '
+            + _what_there_is_instead(name, rules)
+        )
+        for rule in rules.hba
+        for name in rule.issuers
+        if rules.issuers.get(name) is None
+    )
+
+
+def _what_there_is_instead(name: str, rules: Rules) -> str:
+    if name in rules.issuers:
+        return "CAs with several keys that bear this name, of which one could vouch for the other's users"
+    subjects = sorted(map(printable, rules.issuers))
+    more = len(subjects) - MAX_SHOWN
+    return (
+        "no CA of this name, only "
+        + ", ".join(subjects[:MAX_SHOWN])
+        + (f" and {more} more" if more > 0 else "")
+    )
 
 
 def _without_roles(rules: Rules) -> str:

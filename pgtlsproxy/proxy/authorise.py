@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-import ifaddr
 import trio
 
 from pgtlsproxy.observability.logs import SessionLog
@@ -20,25 +18,36 @@ from pgtlsproxy.policy.access import (
     Needs,
     decide,
 )
-from pgtlsproxy.policy.addresses import Interface
 from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.records import LineRef
 from pgtlsproxy.proxy.backend_roles import BackendRoles
 from pgtlsproxy.proxy.client_hosts import ClientHosts
+from pgtlsproxy.proxy.interfaces import own_interfaces
 from pgtlsproxy.proxy.snapshot import ListenerSnapshot
 from pgtlsproxy.proxy.stages import Negotiated
 
-INTERFACE_LISTINGS: Final = trio.CapacityLimiter(8)
+INTERFACE_LISTINGS: Final = 8
 """Listings of this host's interfaces under way at once."""
 
-CLIENT_HOSTS: Final = ClientHosts()
-"""The host names of clients."""
 
-BACKEND_ROLES: Final = BackendRoles()
-"""The members of backends' roles."""
+@dataclass(frozen=True, slots=True)
+class LookUps:
+    """What has to be asked about clients, and is remembered for the next ones; one a process.
+
+    Args:
+        client_hosts: the host names of clients.
+        backend_roles: the members of backends' roles.
+        interface_listings: bounds the threads that list this host's interfaces.
+    """
+
+    client_hosts: ClientHosts = field(default_factory=ClientHosts)
+    backend_roles: BackendRoles = field(default_factory=BackendRoles)
+    interface_listings: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(INTERFACE_LISTINGS)
+    )
 
 
-async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
+async def authorise(negotiated: Negotiated, look_ups: LookUps, log: SessionLog) -> Grant:
     """Ask the policy about a client, and note what it says.
 
     Raises:
@@ -47,7 +56,7 @@ async def authorise(negotiated: Negotiated, log: SessionLog) -> Grant:
     accepted = negotiated.accepted
     request = request_of(negotiated)
     try:
-        grant = await judge(accepted.listener, request)
+        grant = await judge(accepted.listener, request, look_ups)
     except AccessRefused as refusal:
         log.note(method=refusal.method, decided_by=refusal.decided_by)
         _note_lines(log, refusal.hba, refusal.ident)
@@ -73,7 +82,7 @@ def request_of(negotiated: Negotiated) -> AccessRequest:
     )
 
 
-async def judge(listener: ListenerSnapshot, request: AccessRequest) -> Grant:
+async def judge(listener: ListenerSnapshot, request: AccessRequest, look_ups: LookUps) -> Grant:
     """Ask the policy, and fetch the facts that it misses.
 
     Raises:
@@ -81,36 +90,28 @@ async def judge(listener: ListenerSnapshot, request: AccessRequest) -> Grant:
     """
     facts = Facts()
     while isinstance(decision := decide(listener.rules, request, facts), Needs):
-        facts = await _with_fact(decision.fact, facts, request, listener)
+        facts = await _with_fact(decision.fact, facts, request, listener, look_ups)
     return decision
 
 
-async def _with_fact(fact: Fact, facts: Facts, request: AccessRequest, listener: ListenerSnapshot) -> Facts:
+async def _with_fact(
+    fact: Fact, facts: Facts, request: AccessRequest, listener: ListenerSnapshot, look_ups: LookUps
+) -> Facts:
     """The facts with one more that has been looked up."""
     match fact:
         case Fact.INTERFACES:
             found = await trio.to_thread.run_sync(
-                _interfaces, abandon_on_cancel=True, limiter=INTERFACE_LISTINGS
+                own_interfaces, abandon_on_cancel=True, limiter=look_ups.interface_listings
             )
             return replace(facts, interfaces=found)
         case Fact.CLIENT_HOST:
             assert request.address.ip is not None  # noqa: S101 - a line for Unix sockets has no address
-            return replace(facts, client_host=await CLIENT_HOSTS.of(request.address.ip))
+            return replace(facts, client_host=await look_ups.client_hosts.of(request.address.ip))
         case Fact.ROLES:
             query = listener.settings.roles_query
             assert query is not None  # noqa: S101 - the loader takes no lines for roles without
             backend = listener.backends[query.backend or listener.rules.backend]
-            return replace(facts, roles=await BACKEND_ROLES.of(request.user, backend, query))
-
-
-def _interfaces() -> tuple[Interface, ...]:
-    """The addresses of this host with their networks, for samehost and samenet."""
-    found: list[Interface] = []
-    for adapter in ifaddr.get_adapters():
-        for entry in adapter.ips:
-            address = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
-            found.append(ipaddress.ip_interface(f"{address}/{entry.network_prefix}"))
-    return tuple(found)
+            return replace(facts, roles=await look_ups.backend_roles.of(request.user, backend, query))
 
 
 def _note_lines(log: SessionLog, hba: LineRef | None, ident: LineRef | None) -> None:

@@ -11,8 +11,8 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -93,7 +93,7 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
     if named is None:
         return SnapshotFiles(path, None, mistakes, {}, {}, {}, {}, None, {})
     plain, keys, directories = _named_files(named)
-    rules = _read_each(_rule_files(named), lambda file, kind: read_file(file, kind, MAX_RULES_OCTETS))
+    rules = _read_rule_files(named.listeners.values())
     uid = os.geteuid()
     wants_roots = any(backend.sslrootcert == SYSTEM_ROOTS for backend in named.backends.values())
     return SnapshotFiles(
@@ -113,6 +113,37 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
         },
         rules,
         _included(rules),
+    )
+
+
+def read_rules(path: str, listener: str | None = None) -> SnapshotFiles:
+    """Read the configuration and only what policies are made of: hba, ident and roles files.
+
+    Args:
+        path: the YAML file.
+        listener: whose; None for all.
+    """
+    settings, mistakes = _read_settings(path)
+    rules: Mapping[str, bytes | UnusableFile] = {}
+    if settings is not None:
+        named = [one for name, one in settings.listeners.items() if listener in {None, name}]
+        rules = _read_rule_files(named)
+    return SnapshotFiles(path, settings, mistakes, {}, {}, {}, {}, None, {}, rules, _included(rules))
+
+
+def with_client_trust(files: SnapshotFiles, listener: Listener) -> SnapshotFiles:
+    """The same, and who vouches for a listener's clients: its CA and revocation lists."""
+    plain = {
+        "root certificate file": listener.ssl_ca_file,
+        "certificate revocation list file": listener.ssl_crl_file,
+    }
+    directories = {"certificate revocation list directory": listener.ssl_crl_dir}
+    return replace(
+        files,
+        plain=_read_each({path: kind for kind, path in plain.items() if path is not None}, read_file),
+        directories=_read_each(
+            {path: kind for kind, path in directories.items() if path is not None}, read_directory
+        ),
     )
 
 
@@ -175,11 +206,11 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
     )
 
 
-def _rule_files(settings: Settings) -> dict[str, str]:
-    """The files of lines that a policy is made of, and what they are."""
-    return {
+def _read_rule_files(listeners: Iterable[Listener]) -> dict[str, bytes | UnusableFile]:
+    """The files of lines that policies are made of."""
+    kinds = {
         path: kind
-        for listener in settings.listeners.values()
+        for listener in listeners
         for path, kind in (
             (listener.hba_file, "hba_file"),
             (listener.ident_file, "ident_file"),
@@ -187,6 +218,7 @@ def _rule_files(settings: Settings) -> dict[str, str]:
         )
         if path is not None
     }
+    return _read_each(kinds, lambda file, kind: read_file(file, kind, MAX_RULES_OCTETS))
 
 
 def _included(rules: Mapping[str, bytes | UnusableFile]) -> Included:

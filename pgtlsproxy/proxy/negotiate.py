@@ -24,7 +24,7 @@ from pgtlsproxy.protocol.startup import (
 )
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.stages import Accepted, Negotiated
-from pgtlsproxy.tls.certificates import describe
+from pgtlsproxy.tls.certificates import describe, require_named_types
 from pgtlsproxy.tls.contexts import ALPN_PROTOCOL
 from pgtlsproxy.tls.stream import TLSLeg
 from pgtlsproxy.tls.verdicts import ClientCertificateFailed
@@ -64,7 +64,7 @@ async def negotiate(accepted: Accepted, client: Client, log: SessionLog) -> Nego
     leg = client.leg
     certificate = None
     if isinstance(leg, TLSLeg) and leg.peer_leaf is not None:
-        certificate = describe(leg.peer_leaf)
+        certificate = describe(leg.peer_leaf, leg.peer_issuer)
     return Negotiated(accepted, leg, startup, certificate)
 
 
@@ -120,7 +120,9 @@ async def _start_tls(accepted: Accepted, client: Client, log: SessionLog) -> TLS
         log.note(tls_version=leg.version, tls_cipher=leg.cipher, sni=leg.server_name)
         if leg.peer_leaf is not None:
             # Names are read of every certificate, whether a line asks for them or not, as PostgreSQL does.
-            log.note_certificate(describe(leg.peer_leaf), verified=True)
+            certificate = describe(leg.peer_leaf, leg.peer_issuer)
+            log.note_certificate(certificate, verified=True)
+            require_named_types(certificate)
     except ClientCertificateFailed as error:
         log.note(tls_error=error.tls_error)
         if error.record.certificate is not None:

@@ -1,6 +1,6 @@
 """Dialling every backend as a session would, to see what it is: for `check --connect`.
 
-It asks for a user that nobody has. A backend that lets such a user in without a question believes
+`probe` asks for a user that nobody has. A backend that lets such a user in without a question believes
 the proxy, and with `login: passthrough` that would be anybody.
 """
 
@@ -11,14 +11,16 @@ from dataclasses import dataclass
 
 import trio
 
+from pgtlsproxy.config import RolesQuery
 from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.protocol.backend import SCRAM_PLUS
 from pgtlsproxy.protocol.messages import backend_reader, parse_authentication, parse_error_response
 from pgtlsproxy.protocol.startup import NEWEST, StartupMessage, encode_startup
+from pgtlsproxy.proxy.backend_roles import FETCH_SECONDS, fetch_memberships
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_startup
 from pgtlsproxy.proxy.resolve import Resolver
-from pgtlsproxy.proxy.snapshot import BackendSnapshot
+from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot
 from pgtlsproxy.proxy.stages import BackendAddress
 from pgtlsproxy.tls.stream import Leg, TLSLeg
 
@@ -43,6 +45,23 @@ class Probed:
     finding: str
 
 
+@dataclass(frozen=True, slots=True)
+class RolesAsked:
+    """What came of a listener's `roles_query`.
+
+    Args:
+        listener: the listener's name.
+        backend: the name of the backend that was asked.
+        problem: why it has no answer; None where it has one.
+        finding: what the answer is like.
+    """
+
+    listener: str
+    backend: str
+    problem: str | None
+    finding: str
+
+
 async def probe(backend: BackendSnapshot, resolver: Resolver) -> list[Probed]:
     """Dial every address of a backend."""
     candidates = Candidates(backend.settings, resolver)
@@ -51,6 +70,28 @@ async def probe(backend: BackendSnapshot, resolver: Resolver) -> list[Probed]:
         results.append(await _probe_address(backend, address))
     results += [Probed(backend.name, "", error.reason, "") for error in candidates.failures]
     return results
+
+
+async def ask_for_roles(listener: ListenerSnapshot, query: RolesQuery, resolver: Resolver) -> RolesAsked:
+    """Ask for the members of roles as a listener would for its first session."""
+    backend = listener.backends[query.backend or listener.rules.backend]
+    problem = f"no answer within {FETCH_SECONDS:g} s"
+    with trio.move_on_after(FETCH_SECONDS):
+        try:
+            found = await fetch_memberships(backend, query, resolver)
+        except BackendUnavailable as error:
+            problem = error.reason
+        else:
+            finding = (
+                f"backend {backend.name} tells {query.shown_user} of {len(found.names)} roles with members"
+            )
+            return RolesAsked(listener.name, backend.name, None, finding)
+    return RolesAsked(
+        listener.name,
+        backend.name,
+        f"{problem}; until the backend answers, lines for members of a role refuse whoever comes to them",
+        "",
+    )
 
 
 async def _probe_address(backend: BackendSnapshot, address: BackendAddress) -> Probed:

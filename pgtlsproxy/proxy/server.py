@@ -12,7 +12,8 @@ from typing import Final
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from pgtlsproxy.proxy.session import Services, serve_session
+from pgtlsproxy.proxy.services import Services
+from pgtlsproxy.proxy.session import serve_session
 
 ACCEPT_BACKOFF_SECONDS: Final = 0.1
 """How long accepting rests behind a failure that the next attempt may meet again."""

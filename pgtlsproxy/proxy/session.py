@@ -12,11 +12,9 @@ from __future__ import annotations
 import math
 import secrets
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
-from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import (
     ClientGone,
@@ -27,45 +25,21 @@ from pgtlsproxy.errors import (
     ShuttingDown,
 )
 from pgtlsproxy.identity import Proof
-from pgtlsproxy.observability.logs import RefusalFolder, SessionLog
+from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.proxy.accept import accept
-from pgtlsproxy.proxy.admission import Admission, Seat
+from pgtlsproxy.proxy.admission import Seat
 from pgtlsproxy.proxy.authorise import authorise
-from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
 from pgtlsproxy.proxy.login import BackendRefused, WrongSessionAttributes, log_in, own_proof
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
-from pgtlsproxy.proxy.relay import Relay, Traffic
-from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.relay import Traffic
+from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.stages import Accepted, LoggedIn, Negotiated, SessionEnd, Standing
 from pgtlsproxy.proxy.standing import keep_up, standing_of
-
-
-@dataclass(slots=True)
-class Services:
-    """What the sessions of a process share.
-
-    Attributes:
-        logger: where events go.
-        folder: what holds floods of refusals back.
-        resolver: names of backends to addresses.
-        cancels: the live sessions' cancel keys.
-        relay: what carries sessions that are logged in.
-        admission: how many are there, and whether anybody is let in.
-        in_service: gives the configuration that is served now.
-    """
-
-    logger: FilteringBoundLogger
-    folder: RefusalFolder
-    resolver: Resolver
-    cancels: Cancels
-    relay: Relay
-    admission: Admission
-    in_service: Callable[[], Snapshot]
 
 
 async def serve_session(sock: socket.socket, listener: str, services: Services) -> None:
@@ -122,7 +96,7 @@ async def _run(
             return
         seat.must_be_over_by(accepted.deadline, "the login was not over in time (authentication_timeout)")
         seat.take_session()
-        grant = await authorise(negotiated, log)
+        grant = await authorise(negotiated, services.look_ups, log)
         if own_proof(grant) is not None:
             seat.proved()
         logged_in = await _log_in(negotiated, grant, client, services, log)
@@ -139,7 +113,7 @@ async def _log_in(
 
     async def admit(proof: Proof) -> Standing:
         services.admission.check_open()
-        return await keep_up(standing, negotiated.leg, proof, services.in_service)
+        return await keep_up(standing, negotiated.leg, proof, services)
 
     while True:
         backend = await connect(negotiated, grant, candidates, log)

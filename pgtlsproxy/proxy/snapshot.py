@@ -20,6 +20,8 @@ from pgtlsproxy.config import Backend, Listener, Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.proxy.files import SnapshotFiles, read
+from pgtlsproxy.proxy.issuers import knowing_issuers, with_trusted_issuers
+from pgtlsproxy.proxy.policies import make_rules
 from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions
@@ -214,14 +216,15 @@ class _Builder:
     def _listener(
         self, name: str, settings: Listener, old: ListenerSnapshot | None
     ) -> ListenerSnapshot | None:
-        kept_policy = self._kept_policy(old) if old else None
+        tls = self._listener_tls(name, settings, old) if settings.ssl else _NO_TLS
+        trust = None if tls is None else tls[1]
+        kept_policy = self._kept_policy(old, trust) if old else None
         if self._files.settings is None:
             policy = kept_policy  # a YAML file that cannot be used moves no policy
         else:
             policy = self._unit(
-                f"policy of listener {name}", lambda: self._policy(name, settings), kept_policy
+                f"policy of listener {name}", lambda: self._policy(name, settings, trust), kept_policy
             )
-        tls = self._listener_tls(name, settings, old) if settings.ssl else _NO_TLS
         if policy is None or tls is None:
             return None
         kept_settings, rules, backends = policy
@@ -288,9 +291,11 @@ class _Builder:
         users = old.users.trusting(trust) if old.users is not None else None
         return replace(old, trust=trust, tls_context=context, users=users)
 
-    def _policy(self, name: str, settings: Listener) -> _Policy | None:
+    def _policy(self, name: str, settings: Listener, trust: Trust | None) -> _Policy | None:
         """A policy, with the very backends that it was judged against; None at start where one is missing."""
-        rules, wanted = self._units.rules(name, settings), self._files.settings
+        rules = make_rules(self._files, name, settings, self._warnings.append)
+        rules = with_trusted_issuers(rules, trust)
+        wanted = self._files.settings
         backends: dict[str, BackendSnapshot] = {}
         query = settings.roles_query
         asked = None if query is None else query.backend
@@ -306,14 +311,17 @@ class _Builder:
             backends[wanted_name] = backend
         return settings, rules, backends
 
-    def _kept_policy(self, old: ListenerSnapshot) -> _Policy:
-        """The policy in service, with its backend; renewed only where the backend's settings are the same."""
+    def _kept_policy(self, old: ListenerSnapshot, trust: Trust | None) -> _Policy:
+        """The policy in service, with its backend; renewed only where the backend's settings are the same.
+
+        A CA that it names and that is trusted no more vouches for nobody.
+        """
         backends = dict(old.backends)
         for name, backend in old.backends.items():
             new = self._backends.get(name)
             if new is not None and new.settings == backend.settings:
                 backends[name] = new
-        return old.settings, old.rules, backends
+        return old.settings, knowing_issuers(old.rules, trust), backends
 
     def _backend(self, name: str, settings: Backend, old: BackendSnapshot | None) -> BackendSnapshot | None:
         units = self._units

@@ -8,23 +8,23 @@ sessions that are relayed are judged in the same way after every swap.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import trio
 from cryptography import x509
-from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import AccessDenied, ErrorKind, ProxyError, ShuttingDown
 from pgtlsproxy.identity import Proof
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.policy.continuity import require_same
 from pgtlsproxy.protocol.messages import encode_refusal
-from pgtlsproxy.proxy.authorise import judge, request_of
+from pgtlsproxy.proxy.authorise import LookUps, judge, request_of
 from pgtlsproxy.proxy.relay import Relay
 from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
+from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.snapshot import ListenerSnapshot, Snapshot
 from pgtlsproxy.proxy.stages import LoggedIn, Negotiated, Standing
 from pgtlsproxy.tls.stream import Leg, TLSLeg
@@ -54,45 +54,51 @@ def standing_of(negotiated: Negotiated, grant: Grant) -> Standing:
     )
 
 
-async def keep_up(
-    standing: Standing, client_leg: Leg, proof: Proof, in_service: Callable[[], Snapshot]
-) -> Standing:
+async def keep_up(standing: Standing, client_leg: Leg, proof: Proof, services: Services) -> Standing:
     """Judge a login again, until nothing newer is in service.
 
     Raises:
         ProxyError: it may not go on.
     """
-    while (snapshot := in_service()).generation != standing.generation:
+    while (snapshot := services.in_service()).generation != standing.generation:
         chain = client_leg.peer_chain if isinstance(client_leg, TLSLeg) else ()
         vouching = await _vouching(_listener(snapshot, standing), checks_time=True)
-        await _judge_again(standing, snapshot, proof, chain, vouching)
+        await _judge_again(standing, snapshot, proof, chain, vouching, services.look_ups)
         standing = replace(standing, generation=snapshot.generation)
     return standing
 
 
-async def judge_the_living(relay: Relay, snapshot: Snapshot, logger: FilteringBoundLogger) -> None:
+async def judge_the_living(services: Services, snapshot: Snapshot) -> None:
     """Judge the sessions that are relayed, and end those that may not be there any more.
 
+    A bug is logged, and leaves its session alone.
+
     Args:
-        relay: what carries them.
+        services: what they share.
         snapshot: what has just been taken into service.
-        logger: told of a bug, which leaves its session alone.
     """
     vouching: dict[str, Vouching] = {}
     refused: list[tuple[LoggedIn, ProxyError]] = []
-    for logged_in in _watched(relay, snapshot):
+    for logged_in in _watched(services.relay, snapshot):
         standing = logged_in.standing
         listener = snapshot.listeners[standing.grant.listener]
         try:
             if listener.name not in vouching:
                 vouching[listener.name] = await _vouching(listener, checks_time=False)
-            await _judge_again(standing, snapshot, logged_in.proof, standing.chain, vouching[listener.name])
+            await _judge_again(
+                standing,
+                snapshot,
+                logged_in.proof,
+                standing.chain,
+                vouching[listener.name],
+                services.look_ups,
+            )
         except ProxyError as refusal:
             refused.append((logged_in, refusal))
         except Exception as error:
-            logger.error("bug", session=standing.session, exc_info=error)
+            services.logger.error("bug", session=standing.session, exc_info=error)
         await trio.lowlevel.checkpoint()
-    await _end(relay, refused, f"not allowed any more since generation {snapshot.generation}")
+    await _end(services.relay, refused, f"not allowed any more since generation {snapshot.generation}")
 
 
 async def end_the_unjudged(relay: Relay, snapshot: Snapshot) -> None:
@@ -134,6 +140,7 @@ async def _judge_again(
     proof: Proof,
     chain: Sequence[x509.Certificate],
     vouching: Vouching,
+    look_ups: LookUps,
 ) -> None:
     """Hold a session against a newer configuration.
 
@@ -143,7 +150,7 @@ async def _judge_again(
     problem = vouching.problem(chain) if chain else None
     if problem is not None:
         raise CertificateWithdrawn(f"nobody vouches for the client's certificate any more: {problem}")
-    newer = await judge(_listener(snapshot, standing), standing.request)
+    newer = await judge(_listener(snapshot, standing), standing.request, look_ups)
     require_same(standing.grant, newer, standing.request, proof)
 
 

@@ -1,4 +1,4 @@
-"""The units of a snapshot: from the bytes of a few files to one policy, key pair, trust or context.
+"""The units of a snapshot: from the bytes of a few files to one key pair, trust or context.
 
 Each function makes one unit, raises ConfigError with every mistake in it, and touches no file.
 """
@@ -15,12 +15,6 @@ from OpenSSL import SSL
 from pgtlsproxy.config import Backend, Listener
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret
-from pgtlsproxy.policy.access import Login, Rules
-from pgtlsproxy.policy.hba import Method, parse_hba
-from pgtlsproxy.policy.ident import IdentMaps, parse_ident
-from pgtlsproxy.policy.inclusion import Sources
-from pgtlsproxy.policy.roles import parse_roles
-from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_soundness
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
@@ -55,74 +49,6 @@ class Units:
     def __init__(self, files: SnapshotFiles, warn: Callable[[Mistake], None]) -> None:
         self._files = files
         self._warn = warn
-
-    def rules(self, name: str, listener: Listener) -> Rules:
-        """The policy of a listener, held against the one rule for every line in it."""
-        settings = self._files.settings
-        assert settings is not None  # noqa: S101 - policies are made of a YAML file that can be used
-        backend = settings.backends[listener.backend]
-        mistakes: list[Mistake] = []
-        hba = ident = roles = None
-        try:
-            hba = self._parse(f"listeners.{name}.hba_file", listener.hba_file, parse_hba)
-        except ConfigError as error:
-            mistakes.extend(error.mistakes)
-        try:
-            if listener.ident_file is not None:
-                ident = self._parse(f"listeners.{name}.ident_file", listener.ident_file, parse_ident)
-        except ConfigError as error:
-            mistakes.extend(error.mistakes)
-        try:
-            if listener.roles_file is not None:
-                roles = self._parse(f"listeners.{name}.roles_file", listener.roles_file, parse_roles)
-        except ConfigError as error:
-            mistakes.extend(error.mistakes)
-        if hba is None or mistakes:
-            raise ConfigError(mistakes)
-        rules = Rules(
-            listener=name,
-            backend=listener.backend,
-            hba=hba,
-            ident=ident or IdentMaps(),
-            roles=roles,
-            looks_up_roles=listener.roles_query is not None,
-            plaintext_from=listener.plaintext_from,
-            login=Login(backend.login),
-            own_credential=backend.uses_own_credential,
-            reserved_users=frozenset(backend.reserved_users),
-            require_auth_none=backend.allows_none,
-        )
-        transports = ListenerTransports(
-            unix=listener.has_unix,
-            tcp=listener.has_tcp,
-            tls=listener.ssl,
-            has_client_ca=listener.ssl_ca_file is not None,
-        )
-        facts = BackendFacts(sslcert=backend.sslcert is not None, unix_socket=backend.has_unix_host)
-        found = check_soundness(rules, transports, facts)
-        for warning in found.warnings:
-            self._warn(warning)
-        if found.mistakes:
-            raise ConfigError(found.mistakes)
-        self._warn_of_closed_socket(name, listener, rules)
-        return rules
-
-    def _warn_of_closed_socket(self, name: str, listener: Listener, rules: Rules) -> None:
-        """Say that PostgreSQL's sockets are open to all, where `peer` lines expect users to knock."""
-        peer = next((rule for rule in rules.hba if rule.method is Method.PEER), None)
-        if peer is not None and listener.has_unix and not listener.unix_socket_permissions & 0o002:
-            mode = f"{listener.unix_socket_permissions:04o}"
-            self._warn(
-                Mistake(
-                    f"{self._files.path}: listeners.{name}.unix_socket_permissions",
-                    f"is {mode}: users outside the socket's group cannot connect, and {peer.ref} never sees "
-                    'them; PostgreSQL\'s default is "0777"',
-                )
-            )
-
-    def _parse(self, where: str, path: str, parse: Callable[[str, bytes, Sources], _T]) -> _T:
-        """Make something of the lines of a file, and of those that it includes."""
-        return parse(path, self._read(where, self._files.rules[path]), self._files.included)
 
     def server_pair(self, name: str, listener: Listener, in_service: KeyPair | None) -> KeyPair:
         """The certificate and key of a listener.

@@ -23,6 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.logs import RefusalFolder, queued_log
 from pgtlsproxy.proxy.admission import Admission
+from pgtlsproxy.proxy.authorise import LookUps
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.channel import (
     Answers,
@@ -43,7 +44,7 @@ from pgtlsproxy.proxy.relay import open_relay
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.selftest import prove_tls
 from pgtlsproxy.proxy.server import Server
-from pgtlsproxy.proxy.session import Services
+from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.shared_table import SharedTable, WorkerSlot
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.standing import end_the_unjudged, judge_the_living
@@ -127,7 +128,14 @@ class _Worker:
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM))
             async with open_relay() as relay, trio.open_nursery() as nursery:
                 services = Services(
-                    self._logger, self._folder, self._resolver, cancels, relay, admission, self._snapshot
+                    logger=self._logger,
+                    folder=self._folder,
+                    resolver=self._resolver,
+                    look_ups=LookUps(),
+                    cancels=cancels,
+                    relay=relay,
+                    admission=admission,
+                    in_service=self._snapshot,
                 )
                 nursery.start_soon(self._end_when_told, signals, nursery)
                 nursery.start_soon(self._flush_folded)
@@ -157,7 +165,7 @@ class _Worker:
                 case Swap():
                     self._swap()
                     self._answers.send(Swapped(order.generation))
-                    nursery.start_soon(judge_the_living, services.relay, self._snapshot(), self._logger)
+                    nursery.start_soon(judge_the_living, services, self._snapshot())
                 case Serve():
                     self._server = Server(services, self._logger)
                     nursery.start_soon(self._serve, self._server, order, nursery)

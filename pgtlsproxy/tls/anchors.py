@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from pgtlsproxy.errors import ClientCertificateRefused
 from pgtlsproxy.identity import printable
-from pgtlsproxy.tls.certificates import describe
+from pgtlsproxy.tls.certificates import describe, key_fingerprint, read_names
 from pgtlsproxy.tls.der import MalformedDER
 from pgtlsproxy.tls.distinguished_name import parse, rfc2253
 from pgtlsproxy.tls.file_access import UnusableFile
@@ -54,6 +54,37 @@ def crl_warning(trust: Trust) -> str | None:
         f"has no revocation list of {_listed([subject(anchor) for anchor in missing])}, only of "
         f"{_listed(there) if there else 'nobody'}: every certificate issued there is refused (unable to get "
         "certificate CRL)"
+    )
+
+
+def keys_by_name(trust: Trust) -> dict[str, str | None]:
+    """The key of each CA among the anchors, by its subject as PostgreSQL prints it.
+
+    A CA is a name and a key: its certificate may have been renewed, and be there twice.
+
+    Returns:
+        The keys' fingerprints (`certificates.key_fingerprint`); None for a name that several keys bear.
+    """
+    found: dict[str, str | None] = {}
+    for anchor in trust.anchors:
+        key = key_fingerprint(anchor)
+        try:
+            name = rfc2253(read_names(anchor).subject)
+        except MalformedDER:
+            continue  # nobody can write such a name
+        found[name] = key if found.get(name, key) == key else None
+    return found
+
+
+def breadth_warning(anchors: Sequence[x509.Certificate]) -> str | None:
+    """That several CAs vouch for clients; None where one does, also with several certificates of one name."""
+    roots = list(dict.fromkeys(subject(anchor) for anchor in anchors if _is_root(anchor)))
+    if len(roots) < 2:
+        return None
+    return (
+        f"holds {len(roots)} root certificates ({_listed(roots)}): whoever has a certificate by any of them "
+        "is believed to be whom it names; keep only the CA that issues your clients' certificates, or say in "
+        "every line of pg_hba.conf that asks for a certificate which one counts (issuer=)"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Names:
     Args:
         serial: the serial number.
         issuer, subject: the distinguished names.
+        key: the SubjectPublicKeyInfo.
         alternative: the subjectAltNames of the kinds we read; None where the certificate has no
             such extension at all.
     """
@@ -88,6 +90,7 @@ class Names:
     serial: int
     issuer: tuple[Attribute, ...]
     subject: tuple[Attribute, ...]
+    key: bytes
     alternative: tuple[AlternativeName, ...] | None
 
 
@@ -118,26 +121,32 @@ def read_names(certificate: x509.Certificate) -> Names:
         del fields[0]
     if len(fields) < 6 or fields[0].tag != INTEGER:
         raise MalformedDER("expected a TBSCertificate")
-    serial, _signature, issuer, _validity, subject, _key, *rest = fields
+    serial, _signature, issuer, _validity, subject, key, *rest = fields
     return Names(
         int.from_bytes(serial.content, signed=True),
         distinguished_name.parse(issuer.encoding),
         distinguished_name.parse(subject.encoding),
+        key.encoding,
         _alternative_names(rest),
     )
 
 
 @lru_cache(maxsize=REMEMBERED)
-def describe(certificate: x509.Certificate) -> identity.Certificate:
+def describe(certificate: x509.Certificate, issuer: x509.Certificate | None = None) -> identity.Certificate:
     """Reduce a verified certificate to what policy and logs ask of it.
 
-    Remembered by the certificate's octets: most clients come again with the same one.
+    Remembered by the certificates' octets: most clients come again with the same one.
+
+    Args:
+        certificate: whose names are read.
+        issuer: who issued it in the chain that was verified; None where that does not matter.
 
     Raises:
         ClientCertificateRefused: it is over 16 kB long, which PostgreSQL would not mind; or its names
-            cannot be read; or a commonName has a NUL in it, which other readers take for its end
-            (CVE-2009-4034). A BMPString or UniversalString commonName always has one. PostgreSQL
-            refuses these at the same place, whatever pg_hba says (`be_tls_open_server`).
+            cannot be read; or a name has a NUL in it, which other readers take for its end
+            (CVE-2009-4034). A BMPString or UniversalString commonName always has one. For these
+            PostgreSQL refuses at the same place, whatever pg_hba says (`be_tls_open_server`); it does
+            not look at subjectAltNames.
     """
     octets = len(certificate.public_bytes(Encoding.DER))
     if octets > MAX_OCTETS:
@@ -152,6 +161,9 @@ def describe(certificate: x509.Certificate) -> identity.Certificate:
     common_names = distinguished_name.common_names(names.subject)
     if any(b"\0" in name for name in common_names):
         raise ClientCertificateRefused("SSL certificate's common name contains embedded null")
+    alternative = names.alternative or ()
+    if any(b"\0" in name.value for name in alternative if name.kind is not NameKind.IP):
+        raise ClientCertificateRefused("a subjectAltName of the certificate contains embedded null")
     return identity.Certificate(
         common_names=tuple(identity.decode_name(name) for name in common_names),
         dn=dn,
@@ -160,8 +172,39 @@ def describe(certificate: x509.Certificate) -> identity.Certificate:
         sha256=certificate.fingerprint(SHA256()).hex(),
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
-        subject_alt_names=tuple(_labelled(names.alternative or ())),
+        subject_alt_names=tuple(_labelled(alternative)),
+        dns_names=_of_kind(NameKind.DNS, alternative),
+        uris=_of_kind(NameKind.URI, alternative),
+        emails=_of_kind(NameKind.EMAIL, alternative),
+        unnamed_types=distinguished_name.unnamed_types(names.subject + names.issuer),
+        issuer_key=None if issuer is None else key_fingerprint(issuer),
     )
+
+
+def require_named_types(certificate: identity.Certificate) -> None:
+    """Refuse a certificate that nobody can log in to PostgreSQL with (`X509_NAME_to_cstring`).
+
+    Raises:
+        ClientCertificateRefused: a type in one of its names has no name itself.
+    """
+    if certificate.unnamed_types:
+        raise ClientCertificateRefused(
+            "could not get NID for ASN1_OBJECT object: nobody has a name for the attribute type "
+            f"{certificate.unnamed_types[0]} in the certificate's subject or issuer"
+        )
+
+
+@lru_cache(maxsize=REMEMBERED)
+def key_fingerprint(certificate: x509.Certificate) -> str | None:
+    """The SHA-256 of a certificate's public key (SubjectPublicKeyInfo, as encoded), hex.
+
+    Returns:
+        None where the certificate cannot be read as far as that.
+    """
+    try:
+        return hashlib.sha256(read_names(certificate).key).hexdigest()
+    except MalformedDER:
+        return None
 
 
 def days_left(certificate: identity.Certificate, now: datetime) -> int:
@@ -223,6 +266,10 @@ def _alternative_names(fields: list[Element]) -> tuple[AlternativeName, ...] | N
         for name in elements(sole_element(found[0], SEQUENCE).content)
         if name.tag in known
     )
+
+
+def _of_kind(kind: NameKind, names: tuple[AlternativeName, ...]) -> tuple[str, ...]:
+    return tuple(identity.decode_name(name.value) for name in names if name.kind is kind)
 
 
 def _labelled(names: tuple[AlternativeName, ...]) -> Iterator[str]:

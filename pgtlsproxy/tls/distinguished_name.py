@@ -117,6 +117,11 @@ def common_names(attributes: tuple[Attribute, ...]) -> tuple[bytes, ...]:
     return tuple(attribute.value.content for attribute in attributes if attribute.oid == COMMON_NAME)
 
 
+def unnamed_types(attributes: tuple[Attribute, ...]) -> tuple[str, ...]:
+    """The types without a short name, each once."""
+    return tuple(dict.fromkeys(each.oid for each in attributes if each.oid not in SHORT_NAMES))
+
+
 def rfc2253(attributes: tuple[Attribute, ...]) -> str:
     """A name as PostgreSQL prints it: last RDN first, everything but plain ASCII escaped.
 

@@ -263,6 +263,11 @@ def system_roots(environment: Mapping[str, str], bundles: Sequence[str] = USUAL_
     return SystemRoots(" and ".join(places), b"\n".join(contents))
 
 
+def is_system_bundle(path: str, bundles: Sequence[str] = USUAL_BUNDLES) -> bool:
+    """Whether a file is the system's list of root certificates, links followed."""
+    return os.path.realpath(path) in {os.path.realpath(bundle) for bundle in bundles}
+
+
 def _roots_in(directory: str) -> Iterator[bytes]:
     for name, content in read_directory(directory, "root certificate directory"):
         if _ROOTS_DIRECTORY_ENTRY.fullmatch(name) and b"-----BEGIN CERTIFICATE-----" in content:

@@ -161,8 +161,8 @@ def revocation_lists(
     """The CRLs of ssl_crl_file or sslcrl: PEM, several if need be, or one in DER.
 
     Raises:
-        UnusableFile: none there, or one that does not parse. A CRL that is left out would let a
-            revoked certificate in.
+        UnusableFile: none there, or one that does not parse: a CRL that is left out would let a revoked
+            certificate in. Or one without nextUpdate: nobody would notice that it is old.
     """
     failure = f'could not load {kind} "{file}"'
     blocks = _split(content, failure)
@@ -285,8 +285,14 @@ def _parse_crl(
     try:
         crl = parse(content)
         crypto.X509Store().add_crl(crl)
+        is_endless = crl.next_update_utc is None
     except UNUSABLE as error:
         raise UnusableFile(f"{failure}: {openssl_reason(error)}") from None
+    if is_endless:
+        raise UnusableFile(
+            f"{failure}: it has no nextUpdate, which RFC 5280 (5.1.2.5) demands: "
+            "it would be believed for ever"
+        )
     return crl
 
 

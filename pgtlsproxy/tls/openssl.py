@@ -50,10 +50,14 @@ _REQUIRED = (
     "BIO_get_mem_data",
     "SSL_get_peer_certificate",
     "SSL_get0_verified_chain",
+    "sk_X509_num",
+    "sk_X509_value",
     "BIO_free",
     "X509_free",
     "i2d_X509_bio",
     "SSL_CTX_set_verify",
+    "X509_STORE_set_purpose",
+    "X509_PURPOSE_SSL_CLIENT",
 )
 
 HAS_BINDING = _lib is not None and all(hasattr(_lib, name) for name in _REQUIRED)
@@ -116,12 +120,33 @@ def peer_certificate(connection: SSL.Connection) -> bytes | None:
     certificate = _lib.SSL_get_peer_certificate(raw)
     if certificate == _ffi.NULL:
         return None
+    der = _der(certificate)
+    _lib.X509_free(certificate)
+    return der
+
+
+def peer_issuer(connection: SSL.Connection) -> bytes | None:
+    """The DER of the certificate that issued the peer's in the chain that was verified.
+
+    Returns:
+        None where there is no such chain. A self-signed certificate issued itself.
+    """
+    raw: Any = getattr(connection, "_ssl", None)
+    if not HAS_BINDING or raw is None:
+        chain = connection.get_verified_chain(as_cryptography=True) or []
+        return chain[:2][-1].public_bytes(Encoding.DER) if chain else None
+    verified = _lib.SSL_get0_verified_chain(raw)
+    length = 0 if verified == _ffi.NULL else _lib.sk_X509_num(verified)
+    return _der(_lib.sk_X509_value(verified, min(length, 2) - 1)) if length > 0 else None
+
+
+def _der(certificate: Any) -> bytes:
+    """The DER of an `X509 *`."""
     bio, where = _lib.BIO_new(_lib.BIO_s_mem()), _ffi.new("char **")
     _lib.i2d_X509_bio(bio, certificate)
     octets = _lib.BIO_get_mem_data(bio, where)
     der = bytes(_ffi.buffer(where[0], octets))
     _lib.BIO_free(bio)
-    _lib.X509_free(certificate)
     return der
 
 
@@ -294,3 +319,12 @@ class MemoryBIOs:
     def replace(self, fd: int) -> None:
         """Put the socket back in place. What the BIOs hold is lost: they must be empty."""
         _lib.SSL_set_fd(self._ssl, fd)
+
+
+def ask_for_client_purpose(store: crypto.X509Store) -> None:
+    """Let a store take certificates for TLS clients only, as a server's handshake does.
+
+    Without the binding it takes them for any purpose.
+    """
+    if HAS_BINDING:
+        _lib.X509_STORE_set_purpose(store._store, _lib.X509_PURPOSE_SSL_CLIENT)  # noqa: SLF001 - see above

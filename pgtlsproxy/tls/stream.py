@@ -204,6 +204,15 @@ class TLSLeg(_SocketLeg):
         return self.connection.get_servername()
 
     @property
+    def peer_issuer(self) -> x509.Certificate | None:
+        """Who issued the peer's certificate in the chain that was verified; None where there is none."""
+        der = openssl.peer_issuer(self.connection)
+        try:
+            return None if der is None else certificates.load(der)
+        except UNREADABLE:
+            return None
+
+    @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
         """The chain to the CA that vouches for the peer, leaf first; empty where it gave no certificate."""
         return tuple(self.connection.get_verified_chain(as_cryptography=True) or ())

@@ -12,6 +12,7 @@ from typing import Final
 from cryptography import x509
 from OpenSSL import crypto
 
+from pgtlsproxy.tls import openssl
 from pgtlsproxy.tls.trust import Trust, add_anchors, add_crls
 
 NO_CHECK_TIME: Final = 0x200000
@@ -32,6 +33,7 @@ class Vouching:
         if trust is not None:
             add_anchors(self._store, trust)
             add_crls(self._store, trust)
+        openssl.ask_for_client_purpose(self._store)
         if not checks_time:
             self._store.set_flags(NO_CHECK_TIME)
 
@@ -41,9 +43,16 @@ class Vouching:
         Args:
             chain: leaf first, with every certificate up to the anchor that vouched for it once.
         """
-        leaf, *others = (crypto.X509.from_cryptography(certificate) for certificate in chain)
         try:
-            crypto.X509StoreContext(self._store, leaf, others).verify_certificate()
+            self._context(chain).verify_certificate()
         except crypto.X509StoreContextError as error:
             return f"at depth {error.errors[1]}: {error.errors[2]}"
         return None
+
+    def issuer(self, chain: Sequence[x509.Certificate]) -> x509.Certificate:
+        """Who issued the leaf of a chain for which somebody vouches. A self-signed one issued itself."""
+        return self._context(chain).get_verified_chain()[:2][-1].to_cryptography()
+
+    def _context(self, chain: Sequence[x509.Certificate]) -> crypto.X509StoreContext:
+        leaf, *others = (crypto.X509.from_cryptography(certificate) for certificate in chain)
+        return crypto.X509StoreContext(self._store, leaf, others)

@@ -12,14 +12,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fixtures.certs import common_names
-from fixtures.deployments import config, in_clear, passthrough, with_certificate, with_tls
+from fixtures.deployments import (
+    PROXY_CERTIFICATE_HBA,
+    PROXY_CERTIFICATE_IDENT,
+    config,
+    in_clear,
+    passthrough,
+    with_certificate,
+    with_tls,
+)
+from fixtures.fake_backend import silent
 from pgtlsproxy import pki
+from pgtlsproxy.cli import main
 from pgtlsproxy.config import UnixAddress
 from pgtlsproxy.proxy.sockets import folder_warning
 
@@ -46,6 +57,11 @@ def test_the_shipped_example_is_accepted_without_a_warning(examples, command_lin
     result = command_line("check", "-c", str(examples / deployment / "pgtlsproxy.yaml"))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.endswith("pgtlsproxy.yaml: ok\n")
+
+
+def test_the_shipped_central_deployment_ends_sessions_that_a_reload_refuses(examples):
+    text = (examples / "central/pgtlsproxy.yaml").read_text()
+    assert yaml.safe_load(text)["listeners"]["central"]["revoked_sessions"] == "close"
 
 
 WRONG = {
@@ -237,7 +253,9 @@ def test_an_odd_root_certificate_is_no_reason_to_talk_of_libraries(certs, proxy,
     listener = with_tls(certs, ssl_ca_file="roots.crt")
     path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), HBA | roots)
     result = command_line("check", "-c", str(path))
-    assert (result.returncode, result.stderr) == (0, "")
+    (told,) = result.stderr.splitlines()
+    assert (result.returncode, told.startswith("warning: ")) == (0, True)
+    assert "holds 2 root certificates" in told
 
 
 def test_a_combined_pem_file_serves_as_certificate_and_key(certs, proxy, command_line):
@@ -279,6 +297,76 @@ def test_connect_finds_a_backend_that_is_somebody_else(certs, tls_cluster, proxy
     result = command_line("check", "-c", str(path), "--connect")
     assert result.returncode == 1
     assert 'does not match host name "db.example.com"' in result.stderr
+
+
+def asking(certs, cluster, user):
+    """A listener that asks for roles as this user, at a server that knows the proxy's certificate as one."""
+    listener = with_tls(certs, roles_query={"user": user})
+    return config({"a": listener}, primary=with_certificate(cluster, certs))
+
+
+def test_connect_runs_the_roles_query(certs, own_cluster, proxy, command_line):
+    cluster = own_cluster(17, PROXY_CERTIFICATE_HBA, ident=PROXY_CERTIFICATE_IDENT)
+    cluster.psql("CREATE ROLE staff; GRANT staff TO alice")
+    lines = {"pg_hba.conf": "hostssl all +staff all cert\n"}
+    works = proxy.write(asking(certs, cluster, "app"), lines)
+    done = command_line("check", "-c", works, "--connect")
+    assert (done.returncode, done.stderr) == (0, "")
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("roles_query ")]
+    # pg_monitor is a member of three roles.
+    assert told == 'roles_query of listener a: backend primary tells user "app" of 4 roles with members'
+    for user, problem in (
+        ("nobody", '.roles_query: backend primary: .*refuses user "nobody": 28000'),
+        ("carol", '.roles_query: backend primary: .*refuses user "carol": 28000'),
+    ):
+        path = proxy.write(asking(certs, cluster, user), lines)
+        done = command_line("check", "-c", path, "--connect", "--json")
+        found = json.loads(done.stdout)
+        assert (done.returncode, found["ok"]) == (1, False)
+        assert [(row["listener"], row["backend"], row["finding"]) for row in found["roles"]] == [
+            ("a", "primary", "")
+        ]
+        (mistake,) = found["mistakes"]
+        assert mistake["where"] == f"{path}: listeners.a.roles_query"
+        assert re.search(problem, mistake["where"] + ": " + mistake["what"])
+        assert mistake["what"].endswith("lines for members of a role refuse whoever comes to them")
+
+
+def test_a_roles_query_that_never_ends_is_told(certs, fake_backend, proxy, command_line, monkeypatch, capsys):
+    for limit in ("PROBE_SECONDS", "FETCH_SECONDS"):
+        monkeypatch.setattr(f"pgtlsproxy.proxy.probe.{limit}", 0.2)
+    path = proxy.write(
+        asking(certs, fake_backend(silent), "app"), {"pg_hba.conf": "hostssl all +staff all cert\n"}
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "-c", str(path), "--connect"])
+    assert ended.value.code == 1
+    assert (
+        "listeners.a.roles_query: no answer within 0.2 s; until the backend answers"
+        in capsys.readouterr().err
+    )
+
+
+def test_files_that_are_not_there_and_need_not_be_are_named(certs, proxy, command_line):
+    files = {
+        "pg_hba.conf": "host all all 127.0.0.1/32 scram-sha-256\ninclude_if_exists more.conf\ninclude other\n",
+        "other": "include_if_exists \x1b\n",
+    }
+    both = {"a": in_clear(), "b": in_clear()}
+    path = proxy.write(config(both, primary=with_password_backend(certs)), files)
+    folder = path.parent
+    done = command_line("check", "-c", path)
+    assert (done.returncode, done.stdout) == (0, f"{path}: ok\n")
+    assert done.stderr.splitlines() == [
+        f'note: {folder}/pg_hba.conf:2: skipping missing authentication file "{folder}/more.conf"',
+        rf'note: {folder}/other:1: skipping missing authentication file "{folder}/\x1b"',
+    ]
+    found = json.loads(command_line("check", "-c", path, "--json").stdout)
+    assert [note["where"] for note in found["notes"]] == [f"{folder}/pg_hba.conf:2", f"{folder}/other:1"]
+    assert (found["ok"], found["warnings"]) == (True, [])
+    (folder / "more.conf").write_text("")
+    (folder / "other").write_text("")
+    assert command_line("check", "-c", path).stderr == ""
 
 
 def test_a_socket_that_peer_users_cannot_reach_is_warned_of(

@@ -14,6 +14,7 @@ from pgtlsproxy.identity import Proof, ProofKind
 from pgtlsproxy.policy import access, soundness
 from pgtlsproxy.policy.challenge import Action, Verdict
 from pgtlsproxy.policy.hba import Method
+from pgtlsproxy.policy.names import Checked, NameCheck
 from pgtlsproxy.proxy import dial, login
 
 
@@ -60,7 +61,7 @@ def k4() -> None:
 
 def cert_presence() -> None:
     """`clientcert` asks for nothing."""
-    access._sent_certificate = lambda _rule, request: request.certificate
+    NameCheck.certificate = lambda _self, request: request.certificate
 
 
 def cert_name() -> None:
@@ -74,9 +75,9 @@ def peer_name() -> None:
 
 
 def _without_names_where(is_taken_out: Callable[[Method], bool]) -> None:
-    check = access._check_names
-    access._check_names = lambda rules, rule, *others: (
-        access._Checked("anybody") if is_taken_out(rule.method) else check(rules, rule, *others)
+    check = NameCheck.names
+    NameCheck.names = lambda self, *others: (
+        Checked("anybody") if is_taken_out(self.rule.method) else check(self, *others)
     )
 
 

@@ -94,7 +94,7 @@ host /a( all all trust
 host all "/[" all trust
 host all all all trust x=y
 host all all all trust MAP=y
-host all all all trust issuer=y
+host all all all trust scope=y
 hostssl all all all trust map=m
 hostssl all all all scram-sha-256 map=m
 host all all all trust clientcert=verify-ca
@@ -217,6 +217,20 @@ def test_a_line_is_read_as_by_the_server(server):
             assert ours.startswith(
                 row["error"].split(": Name or")[0] if row["error"] else "invalid value for"
             ), line
+
+
+OURS = (
+    "hostssl all all all cert clientname=SAN_DNS",
+    "hostssl all all all cert clientname=SAN_URI",
+    "hostssl all all all scram-sha-256 clientcert=verify-full clientname=SAN_EMAIL",
+    'hostssl all all all cert issuer="CN=ca"',
+)
+
+
+def test_a_server_that_gets_a_line_of_ours_says_that_it_does_not_know_it(server):
+    for row in by_the_server(server, "\n".join(OURS)):
+        assert row["type"] is None  # and an error in its log, of which the view has not every text
+    assert all(isinstance(by_us(line), HbaRule) for line in OURS)
 
 
 def test_what_the_server_takes_and_we_do_not_is_refused_with_a_reason(server):

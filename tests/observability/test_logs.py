@@ -83,7 +83,9 @@ def test_an_operating_system_user_and_a_certificate_are_shown_whole():
     log.note_address(ClientAddress(None, None, is_local=True), OSUser(1000, 1000, 7, "web"))
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     log.note_certificate(
-        Certificate(("alice",), "CN=alice", "CN=ca", 255, "ab" * 32, moment, moment, ("DNS:a",)),
+        Certificate(
+            ("alice",), "CN=alice", "CN=ca", 255, "ab" * 32, moment, moment, ("DNS:a",), issuer_key="cd" * 32
+        ),
         verified=True,
     )
     log.allowed()
@@ -95,6 +97,7 @@ def test_an_operating_system_user_and_a_certificate_are_shown_whole():
         7,
     )
     assert (event["cert_serial"], event["cert_san"], event["cert_verified"]) == ("ff", ["DNS:a"], True)
+    assert (event["cert_issuer"], event["cert_issuer_key"]) == ("CN=ca", "cd" * 32)
 
 
 def test_identical_refusals_are_folded_and_counted():

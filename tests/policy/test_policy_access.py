@@ -237,7 +237,7 @@ def test_several_common_names_are_refused_with_a_map_too() -> None:
 
 
 def test_a_subject_alternative_name_is_no_identity() -> None:
-    only_san = replace(certificate("nobody"), subject_alt_names=("DNS:alice",))
+    only_san = replace(certificate("nobody"), subject_alt_names=("DNS:alice",), dns_names=("alice",))
     refused(rules("hostssl all all all cert"), replace(REQUEST, certificate=only_san))
 
 

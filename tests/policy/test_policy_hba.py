@@ -90,6 +90,15 @@ def test_the_last_of_a_repeated_option_wins_as_in_postgresql() -> None:
     assert rule("local all all peer map=a,map=b").map == "b"
 
 
+def test_every_issuer_of_a_line_counts_and_its_commas_are_its_own() -> None:
+    assert rule("hostssl all all all cert").issuers == ()
+    parsed = rule(
+        'hostssl all all all cert issuer="CN=A,O=x" clientname=SAN_URI issuer="CN=B \\C3\\A4" map=m'
+    )
+    assert parsed.issuers == ("CN=A,O=x", "CN=B \\C3\\A4")
+    assert (parsed.clientname, parsed.map) == (ClientName.SAN_URI, "m")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -130,7 +139,7 @@ def test_the_last_of_a_repeated_option_wins_as_in_postgresql() -> None:
         ("local all all cert", "cert authentication is only supported on hostssl connections"),
         ("host all all all trust clientcert", "authentication option not in name=value format: clientcert"),
         ("host all all all trust x=y", 'unrecognized authentication option name: "x"'),
-        ("host all all all trust mpa=y", "; there are map, clientcert and clientname"),
+        ("host all all all trust mpa=y", "; there are map, clientcert, clientname and issuer"),
         ("host all all all trust MAP=y", 'unrecognized authentication option name: "MAP"'),
         ("host all all all trust ldapserver=y", '"ldapserver" is only valid for authentication methods ldap'),
         ("local all all peer include_realm=1", "only valid for authentication methods gssapi and sspi"),
@@ -146,6 +155,27 @@ def test_the_last_of_a_repeated_option_wins_as_in_postgresql() -> None:
         ("hostssl all all all trust clientcert=off", 'invalid value for clientcert: "off"'),
         ("host all all all trust clientname=CN", 'clientname can only be configured for "hostssl" rows'),
         ("hostssl all all all cert clientname=cn", 'invalid value for clientname: "cn"'),
+        (
+            "hostssl all all all cert clientname=SAN",
+            'clientname: "SAN"; write one of CN, DN, SAN_DNS, SAN_URI',
+        ),
+        (
+            "hostssl all all all trust clientname=SAN_DNS",
+            "clientname=SAN_DNS needs a line that compares names",
+        ),
+        (
+            "hostssl all all all trust clientcert=verify-ca clientname=SAN_URI",
+            "clientname=SAN_URI needs a line that compares names",
+        ),
+        ("host all all all trust issuer=CN=a", 'issuer can only be configured for "hostssl" rows'),
+        ("hostssl all all all cert issuer=", 'authentication option "issuer" is empty'),
+        ("hostssl all all all trust issuer=CN=a", "issuer needs a line that asks for a certificate"),
+        ("hostssl all all all reject issuer=CN=a", "issuer does not choose whom a line is for"),
+        (
+            "hostssl all all all reject clientcert=verify-ca issuer=CN=a",
+            "issuer does not choose whom a line is for",
+        ),
+        ("hostssl all all all cert issuer=CN=a,O=b", "a DN with commas in it needs quotes"),
     ],
 )
 def test_what_postgresql_refuses_or_this_version_has_not_is_a_mistake(text: str, problem: str) -> None:

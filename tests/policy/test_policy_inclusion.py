@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy import inclusion
-from pgtlsproxy.policy.inclusion import NoSources, Unreadable, expand, follow, located, parse_lines
+from pgtlsproxy.policy.inclusion import NoSources, Unreadable, expand, follow, located, missing, parse_lines
 from pgtlsproxy.policy.records import Line
 
 
@@ -44,6 +44,17 @@ def test_included_lines_stand_in_the_place_of_the_directive() -> None:
     assert lines("first\ninclude a\n'x'\ninclude_if_exists b\ninclude_if_exists c\nlast", texts) == [
         "hba:1: first", "a:1: one", "a:3: two", "hba:3: 'x'", "b:1: three", "hba:6: last",
     ]  # fmt: skip
+
+
+def test_what_is_not_there_and_need_not_be_is_known_with_its_line() -> None:
+    texts = Texts(a="x\ninclude_if_exists ../c")
+    text = 'include_if_exists b\ninclude a\ninclude d\n"include_if_exists" a\n'
+    assert [str(each).replace("/etc/", "") for each in missing("/etc/hba", text.encode(), texts)] == [
+        'hba:1: skipping missing authentication file "b"',
+        'a:2: skipping missing authentication file "/c"',
+        'a:2: skipping missing authentication file "/c"',
+    ]
+    assert missing("/etc/hba", b"include_if_exists hba\n", Texts(hba="include_if_exists hba\n")) == ()
 
 
 @pytest.mark.parametrize(

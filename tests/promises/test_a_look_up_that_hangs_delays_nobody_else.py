@@ -36,7 +36,7 @@ USER_DATABASE = "import pwd; pwd.getpwuid = hangs"
 FILE_SYSTEM = (
     "from pgtlsproxy.proxy import dial\nclass Slow(type(dial.Path())):\n    stat = hangs\ndial.Path = Slow"
 )
-INTERFACES = "from pgtlsproxy.proxy import authorise; authorise._interfaces = hangs"
+INTERFACES = "from pgtlsproxy.proxy import authorise; authorise.own_interfaces = hangs"
 
 
 @pytest.fixture

@@ -34,7 +34,12 @@ VERDICTS = {
     "ALICE": (NOT_ALICE, None),
     "a blank behind": (NOT_ALICE, None),
     "a fullwidth letter": (NOT_ALICE, None),
+    "a zero-width space": (NOT_ALICE, None),
+    "a combining accent": (NOT_ALICE, None),
+    "a Cyrillic letter": (NOT_ALICE, None),
     "a star": (NOT_ALICE, None),
+    "a star for alice": (NOT_ALICE, None),
+    "a T61String": (LET_IN, None),
     "a line feed": (NOT_ALICE, None),
     "an escape": (NOT_ALICE, None),
     "a DEL": (NOT_ALICE, None),
@@ -55,6 +60,7 @@ VERDICTS = {
     "no usage at all": (CLOSED, None),
     "a NUL": (CLOSED, None),
     "a BMPString": (CLOSED, None),
+    "a UniversalString": (CLOSED, None),
     "over 16 kB": (CLOSED, LET_IN),
 }
 """Our verdict on user alice with this certificate, and PostgreSQL's where that differs: it takes the first name, and
@@ -97,7 +103,10 @@ def certificates(certs, tmp_path_factory):
     foreign = certs.other_ca.client("alice")
     chain = folder / "chain.crt"
     chain.write_bytes(foreign.crt.read_bytes() + certs.other_ca.crt.read_bytes())
-    bmp = x509.NameAttribute(NameOID.COMMON_NAME, "alice", _type=x509.name._ASN1Type.BMPString)
+
+    def encoded(kind):
+        name = x509.NameAttribute(NameOID.COMMON_NAME, "alice", _type=kind)
+        return ca.issue(x509.Name([name]), usage="client")
 
     def named(name):
         return ca.issue(common_names(name), usage="client")
@@ -114,7 +123,12 @@ def certificates(certs, tmp_path_factory):
         "ALICE": named("ALICE"),
         "a blank behind": named("alice "),
         "a fullwidth letter": named("\uff41lice"),
+        "a zero-width space": named("ali\u200bce"),
+        "a combining accent": named("alice\u0301"),
+        "a Cyrillic letter": named("ali\u0441e"),
         "a star": named("*"),
+        "a star for alice": named("*lice"),
+        "a T61String": encoded(x509.name._ASN1Type.T61String),
         "a line feed": named('alice\nevent="forged"'),
         "an escape": named("alice\x1b[2J"),
         "a DEL": named("alice\x7f"),
@@ -136,7 +150,8 @@ def certificates(certs, tmp_path_factory):
         "any usage": usages(ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE),
         "no usage at all": usages(),
         "a NUL": named("alice\x00.evil"),
-        "a BMPString": ca.issue(x509.Name([bmp]), usage="client"),
+        "a BMPString": encoded(x509.name._ASN1Type.BMPString),
+        "a UniversalString": encoded(x509.name._ASN1Type.UniversalString),
         "over 16 kB": ca.issue(alice, usage="client", extensions=[BALLAST]),
     }
 

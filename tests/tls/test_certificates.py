@@ -8,11 +8,31 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.subjects import (
+    BMP,
+    CN,
+    EMAIL,
+    IA5,
+    NUMERIC,
+    ORG,
+    OU,
+    PRINTABLE,
+    SUBJECTS,
+    T61,
+    UID,
+    UNIVERSAL,
+    UNKNOWN,
+    UTF8,
+    Attribute,
+    name,
+    oid,
+    tlv,
+)
 from pgtlsproxy import pki
 from pgtlsproxy.errors import ClientCertificateRefused
 from pgtlsproxy.identity import encode_name
@@ -20,46 +40,8 @@ from pgtlsproxy.tls import certificates, der, distinguished_name
 from pgtlsproxy.tls.certificates import days_left, describe, end_point_hash_name, expires_soon
 from pgtlsproxy.tls.distinguished_name import SHORT_NAMES
 
-UTF8, NUMERIC, PRINTABLE, T61, IA5, UNIVERSAL, BMP, BIT_STRING = (
-    0x0C,
-    0x12,
-    0x13,
-    0x14,
-    0x16,
-    0x1C,
-    0x1E,
-    0x03,
-)
-
-CN, SERIAL, C, L, ST, STREET, ORG, OU = (f"2.5.4.{arc}" for arc in (3, 5, 6, 7, 8, 9, 10, 11))
-UID, DC, EMAIL = "0.9.2342.19200300.100.1.1", "0.9.2342.19200300.100.1.25", "1.2.840.113549.1.9.1"
-UNKNOWN = "1.3.6.1.4.1.99999.1"
-
 CA = pki.make_ca("Test CA")
 CLIENT = pki.issue_client(CA, "alice").certificate
-
-
-def tlv(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    length = bytes([size]) if size < 0x80 else size.to_bytes(2).lstrip(b"\0")
-    return bytes([tag]) + (length if size < 0x80 else bytes([0x80 | len(length)]) + length) + content
-
-
-def oid(dotted: str) -> bytes:
-    first, second, *rest = map(int, dotted.split("."))
-    octets = bytearray()
-    for arc in (first * 40 + second, *rest):
-        groups = [arc & 0x7F]
-        while arc := arc >> 7:
-            groups.append(arc & 0x7F | 0x80)
-        octets += bytes(reversed(groups))
-    return tlv(0x06, bytes(octets))
-
-
-def name(*rdns: list[tuple[str, int, bytes]]) -> bytes:
-    """A Name whose RDNs are lists of (type, string tag, raw value); DER sorts within an RDN."""
-    pairs = [sorted(tlv(0x30, oid(kind) + tlv(tag, value)) for kind, tag, value in rdn) for rdn in rdns]
-    return tlv(0x30, b"".join(tlv(0x31, b"".join(rdn)) for rdn in pairs))
 
 
 def raw_with_field(index: int, encoding: bytes) -> bytes:
@@ -75,7 +57,7 @@ def with_field(index: int, encoding: bytes) -> x509.Certificate:
     return x509.load_der_x509_certificate(raw_with_field(index, encoding))
 
 
-def with_subject(*rdns: list[tuple[str, int, bytes]]) -> x509.Certificate:
+def with_subject(*rdns: list[Attribute]) -> x509.Certificate:
     return with_field(5, name(*rdns))
 
 
@@ -104,87 +86,8 @@ def with_size(octets: int) -> x509.Certificate:
     return with_extension(UNKNOWN, bytes(octets - frame))
 
 
-def text(value: str) -> list[tuple[str, int, bytes]]:
-    return [(ORG, UTF8, value.encode())]
-
-
-SUBJECTS = {
-    "plain": [[(CN, UTF8, b"alice")]],
-    "several rdns": [
-        [(C, PRINTABLE, b"DE")],
-        [(ORG, UTF8, b"Lab")],
-        [(OU, UTF8, b"DB")],
-        [(CN, UTF8, b"alice")],
-    ],
-    "two cns": [[(CN, UTF8, b"bob")], [(ORG, UTF8, b"Lab")], [(CN, UTF8, b"alice")]],
-    "two ous": [[(OU, UTF8, b"a")], [(OU, UTF8, b"b")]],
-    "empty subject": [],
-    "empty value": [[(CN, UTF8, b"")], [(ORG, PRINTABLE, b"")]],
-    "utf8": [text("Zürich Ω")],
-    "utf8 beyond the basic plane": [text("a\U0001f418b")],
-    "printable string": [[(CN, PRINTABLE, b"alice")]],
-    "printable string with other characters": [[(CN, PRINTABLE, b"a*b@c_\xe4")]],
-    "numeric string": [[(CN, NUMERIC, b"12 34")]],
-    "ia5 string": [[(CN, IA5, b"alice@example.com")]],
-    "ia5 string with high bytes": [[(CN, IA5, b"a\x80\xff")]],
-    "t61 string": [[(CN, T61, b"M\xfcller")]],
-    "t61 string with escapes": [[(CN, T61, b"\xc8u, +")]],
-    "bmp string": [[(ORG, BMP, "Bärlin".encode("utf-16-be"))]],
-    "bmp string with escapes": [[(ORG, BMP, "#a,b ".encode("utf-16-be"))]],
-    "bmp string of one blank": [[(ORG, BMP, " ".encode("utf-16-be"))]],
-    "bmp string with a nul": [[(ORG, BMP, "a\0b".encode("utf-16-be"))]],
-    "empty bmp string": [[(ORG, BMP, b"")]],
-    "universal string": [[(ORG, UNIVERSAL, "a\U0001f418,".encode("utf-32-be"))]],
-    "bit string": [[("2.5.4.45", BIT_STRING, b"\x00\xff\x0a")]],
-    "sequence": [[(ORG, 0x30, tlv(UTF8, b"inner"))]],
-    "nul outside the common name": [[(ORG, UTF8, b"a\0b")]],
-    "control characters": [text("a\tb\nc\rd\x1be\x7ff")],
-    "c1 control": [text("a\x85b")],
-    "every special": [text(',+"\\<>;=#')],
-    "one special": [text(",")],
-    "one hash": [text("#")],
-    "two hashes": [text("##")],
-    "leading hash": [text("#lead")],
-    "trailing hash": [text("trail#")],
-    "one blank": [text(" ")],
-    "two blanks": [text("  ")],
-    "three blanks": [text("   ")],
-    "leading blank": [text(" lead")],
-    "trailing blank": [text("trail ")],
-    "inner blanks": [text("a  b")],
-    "blank behind a letter beyond ascii": [text("ä ")],
-    "hash before a letter beyond ascii": [text("#ä")],
-    "quotes": [text('"quoted"')],
-    "ends with a backslash": [text("a\\")],
-    "looks like two attributes": [[(CN, UTF8, b"bob,O=Lab+UID=x")]],
-    "multi-valued": [[(CN, UTF8, b"bob"), (UID, UTF8, b"u1")]],
-    "multi-valued with three": [
-        [(CN, UTF8, b"c"), (OU, UTF8, b"b"), (UID, UTF8, b"a")],
-        [(ORG, UTF8, b"Lab")],
-    ],
-    "multi-valued twice": [[(CN, UTF8, b"c"), (UID, UTF8, b"a")], [(ORG, UTF8, b"x"), (OU, UTF8, b"y")]],
-    "domain components": [[(DC, IA5, b"com")], [(DC, IA5, b"example")], [(CN, UTF8, b"db")]],
-    "address": [
-        [(STREET, UTF8, b"Weg 1")],
-        [(L, UTF8, b"K")],
-        [(ST, UTF8, b"S")],
-        [("2.5.4.17", UTF8, b"1")],
-    ],
-    "e-mail": [[(EMAIL, IA5, b"a@example.com")]],
-    "person": [[(f"2.5.4.{arc}", UTF8, b"x")] for arc in (4, 5, 12, 13, 41, 42, 43, 44, 46, 65)],
-    "organization identifier": [[("2.5.4.97", UTF8, b"VATDE-1")]],
-    "unknown type": [[(CN, UTF8, b"bob")], [(UNKNOWN, UTF8, b"val")]],
-    "unknown type with a bmp string": [[(UNKNOWN, BMP, b"\0a")]],
-    "unknown type in a multi-valued rdn": [[(UNKNOWN, UTF8, b"v"), (CN, UTF8, b"bob")]],
-    "unknown type with large arcs": [[("2.999.18446744073709551616.1", UTF8, b"v")]],
-    "unknown type of the first arc": [[("0.39.1", UTF8, b"v")]],
-    "unknown type, long value": [[(UNKNOWN, UTF8, b"v" * 300)]],
-    "long value": [text("x" * 500)],
-}
-
-
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS.keys())
-def test_subject_is_printed_as_openssl_prints_it(subject: list[list[tuple[str, int, bytes]]]) -> None:
+def test_subject_is_printed_as_openssl_prints_it(subject: list[list[Attribute]]) -> None:
     encoding = name(*subject)
     assert printed(encoding) == openssl_subject(raw_with_field(5, encoding))
 
@@ -211,7 +114,7 @@ _attributes = st.tuples(st.sampled_from([ORG, OU, UID, EMAIL, UNKNOWN, "2.5.4.72
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(_attributes, min_size=1, max_size=3), max_size=4))
-def test_any_subject_is_printed_as_openssl_prints_it(rdns: list[list[tuple[str, int, bytes]]]) -> None:
+def test_any_subject_is_printed_as_openssl_prints_it(rdns: list[list[Attribute]]) -> None:
     encoding = name(*rdns)
     assert printed(encoding) == openssl_subject(raw_with_field(5, encoding))
 
@@ -342,6 +245,43 @@ def test_many_alternative_names_are_capped() -> None:
     shown = describe(with_extension("2.5.29.17", names)).subject_alt_names
     assert len(shown) == 51
     assert shown[-1] == "... 10 more"
+
+
+def test_alternative_names_are_kept_whole_and_raw_by_kind() -> None:
+    names = [tlv(0x82, b"h%d" % number) for number in range(200)]
+    names += [tlv(0x82, b"x" * 1000), tlv(0x82, b"\x1b\xff"), tlv(0x82, b""), tlv(0x86, b"spiffe://a/b")]
+    names += [tlv(0x81, b"a@example.com"), tlv(0x87, b"\x7f\0\0\x01"), tlv(0x88, b"\x2a\x03")]
+    other_name = tlv(0xA0, oid(UNKNOWN) + tlv(0xA0, tlv(UTF8, b"alice")))
+    described = describe(with_extension("2.5.29.17", tlv(0x30, b"".join([*names, other_name]))))
+    assert [encode_name(one) for one in described.dns_names[198:]] == [
+        b"h198",
+        b"h199",
+        b"x" * 1000,
+        b"\x1b\xff",
+        b"",
+    ]
+    assert described.uris == ("spiffe://a/b",)
+    assert described.emails == ("a@example.com",)
+    assert (describe(CLIENT).dns_names, describe(CLIENT).uris, describe(CLIENT).emails) == ((), (), ())
+
+
+@pytest.mark.parametrize("tag", [0x81, 0x82, 0x86])
+def test_nul_in_an_alternative_name_refuses_the_certificate(tag: int) -> None:
+    for value in (b"admin\0.evil.example.com", b"\0", b"a\0"):
+        certificate = with_extension("2.5.29.17", tlv(0x30, tlv(0x82, b"good") + tlv(tag, value)))
+        with pytest.raises(ClientCertificateRefused) as caught:
+            describe(certificate)
+        assert caught.value.reason == "a subjectAltName of the certificate contains embedded null"
+
+
+def test_an_issuer_is_told_by_its_key() -> None:
+    key = CA.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert describe(CLIENT, CA.certificate).issuer_key == hashlib.sha256(key).hexdigest()
+    assert describe(CLIENT).issuer_key is None
+    assert (
+        describe(CLIENT, with_field(3, b"\x30\x02\x31\x00")).issuer_key == describe(CLIENT, CLIENT).issuer_key
+    )
+    assert describe(CLIENT, with_extension("2.5.29.17", b"\x30\x01")).issuer_key is None
 
 
 def test_a_certificate_of_16_kb_is_read_and_one_octet_more_refuses_it() -> None:

@@ -42,6 +42,12 @@ def test_nobody_vouches_where_the_ca_was_taken_out_or_nobody_is_asked_any_more(c
     assert all(both(None, chain[:1]))
 
 
+def test_nobody_vouches_for_a_server_as_a_client(certs):
+    issued = certs.ca.issue(common_names("alice"), usage="server")
+    verdicts = both(Trust(anchors(certs.ca)), chain_of(issued, certs.ca))
+    assert verdicts == ["at depth 0: unsuitable certificate purpose"] * 2
+
+
 def test_a_ca_of_the_same_name_does_not_vouch(certs, tmp_path):
     twin = Authority.root(tmp_path / "twin", "pgtlsproxy test CA")
     issued = twin.issue(common_names("alice"), usage="client")
@@ -90,3 +96,16 @@ def test_a_list_that_ran_out_ends_a_login_and_no_session_but_those_on_it(certs, 
     assert (
         both(Trust(anchors(certs.ca), lists, check_crls=True), chain)[0] == "at depth 0: certificate revoked"
     )
+
+
+def test_the_issuer_is_who_signed_in_the_chain_that_verifies(certs, leaf):
+    trust = Trust(anchors(certs.ca, certs.other_ca))
+    assert issuer(trust, chain_of(leaf, certs.ca)) == certs.ca.issued.certificate
+    assert issuer(trust, (leaf.certificate,)) == certs.ca.issued.certificate
+    middle = certs.ca.intermediate("middle")
+    shown = (middle.issue(common_names("alice"), usage="client").certificate, middle.issued.certificate)
+    assert issuer(trust, shown) == middle.issued.certificate
+
+
+def issuer(trust, chain):
+    return Vouching(trust, checks_time=True).issuer(chain)

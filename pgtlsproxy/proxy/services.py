@@ -1,0 +1,41 @@
+"""What the sessions of a process share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from structlog.typing import FilteringBoundLogger
+
+from pgtlsproxy.observability.logs import RefusalFolder
+from pgtlsproxy.proxy.admission import Admission
+from pgtlsproxy.proxy.authorise import LookUps
+from pgtlsproxy.proxy.cancel import Cancels
+from pgtlsproxy.proxy.relay import Relay
+from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the sessions of a process share.
+
+    Args:
+        logger: where events go.
+        folder: what holds floods of refusals back.
+        resolver: names of backends to addresses.
+        look_ups: what has to be asked about clients.
+        cancels: the live sessions' cancel keys.
+        relay: what carries sessions that are logged in.
+        admission: how many are there, and whether anybody is let in.
+        in_service: gives the configuration that is served now.
+    """
+
+    logger: FilteringBoundLogger
+    folder: RefusalFolder
+    resolver: Resolver
+    look_ups: LookUps
+    cancels: Cancels
+    relay: Relay
+    admission: Admission
+    in_service: Callable[[], Snapshot]

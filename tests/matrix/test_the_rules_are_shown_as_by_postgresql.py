@@ -1,0 +1,122 @@
+"""`check --rules` shows a file as pg_hba_file_rules and pg_ident_file_mappings of the server do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from pgtlsproxy.policy.views import hba_rows, ident_rows
+from pgtlsproxy.proxy.rule_files import InclusionReader
+
+HBA = r"""
+# Everything that both read.
+local all bootstrap trust
+local all all ident map=m
+local sameuser,samerole,samegroup,replication all,+staff,"+staff",/^a peer
+host all all all reject
+host "all",/^app,"/b,c$" "a b",bob samehost trust
+host all all samenet scram-sha-256
+host all all 10.0.0.0/8 trust
+host all all 10.1.0.0 255.255.0.0 trust
+host all all 2001:db8::/32 trust
+host all all ::1/128 trust
+host all all 2001:db8::5 ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff trust
+host all all db.example.com reject
+host all all .example.com reject
+hostssl all all all cert
+hostssl all all all cert map=people clientname=DN
+hostssl all all all scram-sha-256 clientcert=verify-ca
+hostssl all all all trust clientcert=verify-full
+hostnossl all all all reject
+hostnogssenc \
+  all all all reject
+include more.conf
+include_dir d
+include_if_exists nowhere
+host @names all all trust
+host all all all magic
+hots all all all trust
+host all all 10.0.0.0/33 trust
+local all
+host a b c d e
+include missing
+host all all all trust x=y
+"""
+
+FILES = {
+    "more.conf": "host included all all trust\nbroken line\n",
+    "d/1.conf": "host folder all all trust\n",
+    "names": 'x y, "a b"\n',
+    "ident.more": "m included bob\n",
+}
+
+IDENT = r"""
+m alice bob
+m /^(.*)@x\.com$ \1
+m "a b" "all" and more
+m alice +staff
+"m x" alice /^b
+include ident.more
+m
+m a,b bob
+m /a( bob
+"""
+
+COLUMNS = (
+    "rule_number, file_name, line_number, type, database, user_name, address, netmask, auth_method, options, "
+    "error"
+)
+IDENT_COLUMNS = "map_number, file_name, line_number, map_name, sys_name, pg_username, error"
+
+
+@pytest.fixture
+def server(own_cluster):
+    """Has read its pg_hba.conf already: the views show what the files say now."""
+    cluster = own_cluster(17, hba="local all bootstrap trust\n")
+    for name, text in FILES.items():
+        path = cluster.data / name
+        path.parent.mkdir(exist_ok=True)
+        if path.parent != cluster.data:
+            path.parent.chmod(0o755)
+        path.write_text(text)
+        path.chmod(0o644)
+    return cluster
+
+
+def by_the_server(server, name, content, columns, view):
+    server.write(name, content)
+    return json.loads(server.psql(f"SELECT json_agg(t) FROM (SELECT {columns} FROM {view}) t").stdout)
+
+
+def plain(row):
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(row).items()}
+
+
+def assert_same(ours, theirs):
+    """The same but for the end of an error, where ours says what to do."""
+    assert len(ours) == len(theirs)
+    for mine, row in zip(map(plain, ours), theirs, strict=True):
+        assert list(mine) == list(row)
+        said, error = mine.pop("error"), row.pop("error")
+        assert mine == row
+        assert (said is None) is (error is None), row
+        assert said is None or said.startswith(error.split('"')[0].split(": Name or")[0]), row
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["ssl", "no-ssl"])
+def test_a_file_with_everything_that_both_read(server, tls):
+    if not tls:
+        server.set(ssl="off")
+        server.reload()
+    expected = by_the_server(server, "pg_hba.conf", HBA, COLUMNS, "pg_hba_file_rules")
+    assert {row["type"] for row in expected} > {"local", "host", "hostssl", "hostnossl"}
+    path = str(server.data / "pg_hba.conf")
+    assert_same(list(hba_rows(path, HBA.encode(), InclusionReader(), tls=tls)), expected)
+
+
+def test_a_map_with_everything_that_both_read(server):
+    expected = by_the_server(server, "pg_ident.conf", IDENT, IDENT_COLUMNS, "pg_ident_file_mappings")
+    path = str(server.data / "pg_ident.conf")
+    assert_same(list(ident_rows(path, IDENT.encode(), InclusionReader())), expected)

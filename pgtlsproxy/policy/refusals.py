@@ -30,6 +30,10 @@ class AccessRefused(AccessDenied):
         decided_by: which rule refused.
         rule: the line of pg_hba.conf, or None where none applied.
         ident: the line of pg_ident.conf, where one applied.
+
+    Attributes:
+        is_certain: whether all was known that the decision hangs on. The client may be refused because a role
+            or a host name could not be looked up.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class AccessRefused(AccessDenied):
     ) -> None:
         super().__init__(reason if rule is None else f"{rule.ref}: {reason}", reply=reply, sqlstate=sqlstate)
         self.decided_by = decided_by
+        self.is_certain = True
         self.hba: LineRef | None = None if rule is None else rule.ref
         self.method: Method | None = None if rule is None else rule.method
         self.ident: LineRef | None = None if ident is None else ident.ref

@@ -80,6 +80,13 @@ class Facts:
     roles: frozenset[str] | Unknown | None = None
     client_host: ClientHost | Unknown | None = None
 
+    @property
+    def are_known(self) -> bool:
+        """Whether every look-up has had an answer."""
+        host = self.client_host
+        is_confirmed = host.is_confirmed if isinstance(host, ClientHost) else None
+        return not any(isinstance(fact, Unknown) for fact in (self.roles, host, is_confirmed))
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:

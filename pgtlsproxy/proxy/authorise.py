@@ -89,8 +89,12 @@ async def judge(listener: ListenerSnapshot, request: AccessRequest, look_ups: Lo
         AccessRefused: it says no.
     """
     facts = Facts()
-    while isinstance(decision := decide(listener.rules, request, facts), Needs):
-        facts = await _with_fact(decision.fact, facts, request, listener, look_ups)
+    try:
+        while isinstance(decision := decide(listener.rules, request, facts), Needs):
+            facts = await _with_fact(decision.fact, facts, request, listener, look_ups)
+    except AccessRefused as refusal:
+        refusal.is_certain = facts.are_known
+        raise
     return decision
 
 

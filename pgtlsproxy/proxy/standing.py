@@ -2,7 +2,8 @@
 
 A login that ends when a reload has swapped the configuration is judged again under the newer one, and a
 refusal wins: a certificate that was revoked meanwhile lets nobody in. With `revoked_sessions: close`
-sessions that are relayed are judged in the same way after every swap.
+sessions that are relayed are judged in the same way after every swap. Where a role or a host name cannot be
+looked up then, a login is refused, and a session stays and is judged again until it is known.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import trio
 from cryptography import x509
 
 from pgtlsproxy.errors import AccessDenied, ErrorKind, ProxyError, ShuttingDown
-from pgtlsproxy.identity import Proof
-from pgtlsproxy.policy.access import Grant
+from pgtlsproxy.identity import Proof, printable
+from pgtlsproxy.policy.access import AccessRefused, Grant
 from pgtlsproxy.policy.continuity import require_same
 from pgtlsproxy.protocol.messages import encode_refusal
 from pgtlsproxy.proxy.authorise import LookUps, judge, request_of
@@ -32,6 +33,9 @@ from pgtlsproxy.tls.vouching import Vouching
 
 GRACE_SECONDS: Final = 5.0
 """How long a session that may not be there any more may take to get to the end of its answer."""
+
+AGAIN_SECONDS: Final = 10.0
+"""When a session is judged again that could not be, for want of a look-up."""
 
 
 class CertificateWithdrawn(AccessDenied):
@@ -71,15 +75,30 @@ async def keep_up(standing: Standing, client_leg: Leg, proof: Proof, services: S
 async def judge_the_living(services: Services, snapshot: Snapshot) -> None:
     """Judge the sessions that are relayed, and end those that may not be there any more.
 
-    A bug is logged, and leaves its session alone.
+    It takes until all are judged, or something newer is in service. A bug is logged, and leaves its session
+    alone.
 
     Args:
         services: what they share.
         snapshot: what has just been taken into service.
     """
+    unjudged = await _judge_all(_watched(services.relay, snapshot), services, snapshot)
+    while unjudged:
+        await trio.sleep(AGAIN_SECONDS)
+        if services.in_service().generation != snapshot.generation:
+            return
+        alive = {id(logged_in) for logged_in in services.relay.carried()}
+        again = [logged_in for logged_in in unjudged if id(logged_in) in alive]
+        unjudged = await _judge_all(again, services, snapshot)
+
+
+async def _judge_all(sessions: Sequence[LoggedIn], services: Services, snapshot: Snapshot) -> list[LoggedIn]:
+    """Judge sessions once, and return those of which it cannot be known."""
     vouching: dict[str, Vouching] = {}
     refused: list[tuple[LoggedIn, ProxyError]] = []
-    for logged_in in _watched(services.relay, snapshot):
+    unknown: list[LoggedIn] = []
+    why = ""
+    for logged_in in sessions:
         standing = logged_in.standing
         listener = snapshot.listeners[standing.grant.listener]
         try:
@@ -94,11 +113,18 @@ async def judge_the_living(services: Services, snapshot: Snapshot) -> None:
                 services.look_ups,
             )
         except ProxyError as refusal:
-            refused.append((logged_in, refusal))
+            if isinstance(refusal, AccessRefused) and not refusal.is_certain:
+                unknown.append(logged_in)
+                why = refusal.reason
+            else:
+                refused.append((logged_in, refusal))
         except Exception as error:
             services.logger.error("bug", session=standing.session, exc_info=error)
         await trio.lowlevel.checkpoint()
+    if unknown:
+        services.logger.warning("sessions_not_judged", sessions=len(unknown), reason=printable(why))
     await _end(services.relay, refused, f"not allowed any more since generation {snapshot.generation}")
+    return unknown
 
 
 async def end_the_unjudged(relay: Relay, snapshot: Snapshot) -> None:

@@ -189,6 +189,27 @@ def test_with_close_those_who_are_still_allowed_go_on(deploy):
         bob.read_until(b"Z")
 
 
+def test_with_close_a_session_stays_while_it_cannot_be_known(deploy):
+    """The backend does not answer what it is asked about roles: nothing says that alice is not allowed."""
+    with ExitStack() as stack:
+        deployment = deploy(revoked_sessions="close", roles_query={"user": "app"})
+        alice = deployment.log_in(stack, "alice")
+        deployment.backend.script = hang_up
+        deployment.write("pg_hba.conf", HBA.replace("all all all", "all +staff all").encode())
+        assert deployment.running.reload()["event"] == "reloaded"
+        warned = deployment.running.wait_for_event("sessions_not_judged")
+        assert (warned["sessions"], warned["level"]) == (1, "warning")
+        assert "roles_query" in warned["reason"]
+        alice.send(wire.query("SELECT 1"))
+        alice.read_until(b"Z")
+        with pytest.raises((OSError, EOFError, AssertionError)):
+            deployment.log_in(stack, "alice")
+
+
+def hang_up(conversation):
+    conversation.hang_up()
+
+
 def test_with_keep_sessions_that_are_there_stay_and_no_new_ones_come(deploy):
     with ExitStack() as stack:
         deployment = deploy()

@@ -11,7 +11,7 @@ from fixtures import key_updates
 from fixtures.relayed import SERVER, sockets
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions, server_context
 from pgtlsproxy.tls.raw import Buffers, Want
-from pgtlsproxy.tls.raw_tls import raw_leg
+from pgtlsproxy.tls.raw_tls import EMPTY_RECORDS, raw_leg
 from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS, TLSLeg
 
 MESSAGE = b"SELECT 1 AS a_query_of_some_length"
@@ -77,14 +77,22 @@ def test_a_swap_at_any_octet_of_a_record_loses_nothing(ends, starts_buffered):
 def test_a_leg_is_not_swapped_back_while_something_lies_in_between(ends):
     raw, peer, sender, _ = ends
     raw.buffer()
-    peer.sendall(b"".join(sender.record(b"x" * 16_000) for _ in range(12)))
-    taken = 0
-    while taken < 12 * 16_000:
-        got = receive(raw)
-        assert isinstance(got, int)
-        taken += got
-        assert raw.unbuffer() is not raw.has_more
-        raw.buffer()
+    peer.sendall(sender.flood(EMPTY_RECORDS + 1, requested=False) + sender.record(MESSAGE))
+    assert receive(raw) is Want.READ
+    assert raw.has_more
+    assert not raw.unbuffer()
+    assert raw.receive(MAX_RECORD_OCTETS) == len(MESSAGE)
+    assert raw.unbuffer()
+
+
+def test_a_leg_is_not_swapped_back_before_its_end_is_told_behind_what_came_before(ends):
+    raw, peer, sender, _ = ends
+    raw.buffer()
+    peer.sendall(sender.record(MESSAGE) + sender.record(key_updates.CLOSE_NOTIFY, key_updates.ALERT))
+    assert receive(raw) == len(MESSAGE)
+    assert raw.has_more
+    assert not raw.unbuffer()
+    assert raw.receive(MAX_RECORD_OCTETS) is Want.END
 
 
 def test_a_whole_record_leaves_nothing_behind_that_no_event_announces(ends):
@@ -108,6 +116,7 @@ def test_what_a_full_socket_does_not_take_is_kept_from_other_sessions(ends, is_b
         sent += MAX_RECORD_OCTETS
         if not raw.send(MAX_RECORD_OCTETS):
             break
+    assert raw.unbuffer() is not is_buffered  # what is kept would be encrypted once more
     plain[:] = b"?" * len(plain)  # another session's
     raw._buffers.cipher_view[:] = b"?" * len(plain)
     received = b""

@@ -21,11 +21,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from benchmarks.bars import judge
 from benchmarks.campaigns import CAMPAIGNS
 from benchmarks.measures import FULL, MEASURES, QUICK, Run
 from benchmarks.peers import OURS, PEERS, Ours, missing_packages
 from benchmarks.processes import raise_descriptor_limit
 from benchmarks.readings import Failure, Readings
+from benchmarks.regressions import MAY_GROW_BY, Bars, UnusableResults, earlier_bars, regressions
 from benchmarks.report import Outcome, as_json, as_markdown, plain_console, put_into_document, show
 from benchmarks.site import open_site
 from pgtlsproxy.demo.installations import PostgresFailed
@@ -35,6 +37,7 @@ from pgtlsproxy.identity import printable
 
 RESULTS: Final = Path(__file__).parent / "results"
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "performance.md"
+EXIT_DEARER: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
 ALL: Final = tuple(peer.name for peer in PEERS)
@@ -58,6 +61,8 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--only", multiple=True, type=click.Choice(list(MEASURES)), metavar="NAME",
               help=f"Only this measure; may be repeated. One of {', '.join(MEASURES)}.")  # fmt: skip
 @click.option("--docs", is_flag=True, help="Also put the figures into docs/performance.md.")
+@click.option("--against", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="Also compare with the JSON of an earlier run: is anything a fifth dearer?")  # fmt: skip
 @click.option("--campaign", type=click.Choice(list(CAMPAIGNS)),
               help="Compare nothing: run tests of the suite with far larger numbers.")  # fmt: skip
 @click.option(
@@ -70,6 +75,7 @@ def bench(
     peers: tuple[str, ...],
     only: tuple[str, ...],
     docs: bool,
+    against: Path | None,
     campaign: str | None,
     number: int | None,
     print_missing: bool,
@@ -77,12 +83,14 @@ def bench(
     """Measure pgtlsproxy and its peers side by side, in turns, against the same PostgreSQL.
 
     Writes a table, a JSON with all rounds and a chart into benchmarks/results/. What cannot be
-    installed is left out and named. Exit status: 0 done, 1 it could not be, 130 ended by a signal.
+    installed is left out and named. Exit status: 0 done, 1 it could not be, 2 something has
+    become dearer since the run of --against, 130 ended by a signal.
 
     \b
     Example:
       ./dev bench --quick
       ./dev bench --peers pgbouncer,direct --only simple --only sessions
+      ./dev bench --quick --against quick-of-the-last-release.json
       ./dev bench --campaign sessions --number 20000
     """  # noqa: D301 - \b is click's mark for text that it must not fill
     if campaign is not None:
@@ -92,16 +100,27 @@ def bench(
         click.echo(" ".join(missing_packages(names)))
         return 0
     try:
+        before = None if against is None else earlier_bars(against)
         with Interrupts():
             outcome = _measure(names, only, is_quick=quick)
             _keep(outcome, docs=docs)
-    except (PostgresFailed, OutputEnded, OSError) as error:
+    except (PostgresFailed, OutputEnded, UnusableResults, OSError) as error:
         click.echo(f"./dev bench: {printable(str(error), 2000)}", err=True)
         return 1
     except KeyboardInterrupt:
         click.echo("\nEnded by a signal: everything is stopped and removed.", err=True)
         return EXIT_INTERRUPTED
-    return 0
+    return 0 if before is None else _compare(outcome, before)
+
+
+def _compare(outcome: Outcome, before: Bars) -> int:
+    """Say what has become dearer; the exit status."""
+    dearer = regressions(before, judge(Readings(outcome.readings)))
+    for each in dearer:
+        click.echo(f"dearer than before: {each}", err=True)
+    if not dearer:
+        click.echo(f"nothing is more than {MAY_GROW_BY:.0%} dearer than before", err=True)
+    return EXIT_DEARER if dearer else 0
 
 
 def _measure(names: Sequence[str], only: Sequence[str], *, is_quick: bool) -> Outcome:

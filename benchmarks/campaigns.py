@@ -41,6 +41,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
         "PGTLSPROXY_SESSIONS", 100_000, ("tests/promises/test_many_sessions_leave_nothing_behind.py",)
     ),
     "messages": Campaign("PGTLSPROXY_FUZZ", 1_000_000, ("tests/proxy/test_relay.py", "-k", "many_messages")),
+    "copies": Campaign("PGTLSPROXY_COPY", 2**30, ("tests/promises/test_copy_keeps_every_byte.py",)),
     "floods": Campaign(
         "PGTLSPROXY_FLOOD",
         200_000,

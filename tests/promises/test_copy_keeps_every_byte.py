@@ -1,6 +1,6 @@
 """Hundreds of megabytes of COPY, out and in, arrive as they were sent, over every pair of legs.
 
-PGTLSPROXY_LONG=1 makes it a gigabyte each way.
+`PGTLSPROXY_COPY` in the environment says how many octets go each way; from a gigabyte on, more often.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ REPEATS = 61
 LINE = 32 * REPEATS + 1
 """Octets of a line, short enough to be stored in one piece and as it is."""
 
-OCTETS = 1_000_000_000 if os.environ.get("PGTLSPROXY_LONG") else 200_000_000
+OCTETS = int(os.environ.get("PGTLSPROXY_COPY", "0")) or 200_000_000
+TIMES, AT_ONCE = (3, 2) if OCTETS >= 1_000_000_000 else (1, 1)
 LINES = OCTETS // LINE + 1
 
 GENERATED = f"SELECT repeat(md5(n::text), {REPEATS}) FROM generate_series(1, {LINES}) n"
@@ -86,9 +87,18 @@ def test_copy_in(legs, name, checksums):
     assert ended["bytes_from_client"] > LINES * LINE
 
 
+def both_at_once(target, checksums, sessions):
+    """So many sessions each way, side by side."""
+    with ThreadPoolExecutor(2 * sessions) as pool:
+        outs = [pool.submit(copy_out, target) for _ in range(sessions)]
+        intos = [pool.submit(copy_in, target) for _ in range(sessions)]
+    assert {out.result() for out in outs} == {(LINES * LINE, checksums[0])}
+    assert {into.result() for into in intos} == {(LINES, checksums[1])}
+
+
 def test_both_at_once(legs, checksums):
     target = legs.target("tls_tls", application_name="both")
-    with ThreadPoolExecutor() as pool:
-        out, into = pool.submit(copy_out, target), pool.submit(copy_in, target)
-    assert out.result() == (LINES * LINE, checksums[0])
-    assert into.result() == (LINES, checksums[1])
+    for _ in range(TIMES):
+        both_at_once(target, checksums, 1)
+    if AT_ONCE > 1:
+        both_at_once(target, checksums, AT_ONCE)

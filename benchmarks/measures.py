@@ -352,11 +352,7 @@ def reload(run: Run) -> None:
 
 def workers(run: Run) -> None:
     """Two processes that share a port, against one; PgBouncer's two as the control."""
-    wanted: list[Peer] = [each for each in run.everybody if isinstance(each, PgBouncer)]
-    if run.ours.can_have_workers(run.site):
-        wanted.insert(0, run.ours)
-    else:
-        run.failures.append(Failure("workers", "2 processes", OURS, "`workers: 2` is not in this version"))
+    wanted: list[Peer] = [run.ours, *(each for each in run.everybody if isinstance(each, PgBouncer))]
     with ExitStack() as stack:
         loads = []
         for peer in wanted:

@@ -87,15 +87,6 @@ class Ours:
         """Its version and Python's."""
         return f"{pgtlsproxy.__version__} (Python {sys.version.split()[0]})"
 
-    def can_have_workers(self, site: Site) -> bool:
-        """Whether `check` takes `workers: 2`."""
-        config = self._write(site, 2)
-        check = [sys.executable, "-m", "pgtlsproxy", "check", "-c", str(config)]
-        done = subprocess.run(
-            check, capture_output=True, check=False, cwd=Path(pgtlsproxy.__file__).parents[1], timeout=60
-        )
-        return done.returncode == 0
-
     @contextmanager
     def start(self, site: Site, processes: int = 1) -> Iterator[Running]:
         """With three listeners: TLS by SSLRequest, direct TLS on both legs, and clear text."""

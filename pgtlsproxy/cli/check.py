@@ -27,9 +27,10 @@ def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
 
     Warns of what works and deserves a look: lines that never decide, maps that nobody uses, expressions
     that mean parts of names, CAs that vouch for more clients than need be, certificates that expire soon.
-    Names the files of include_if_exists that do not exist. Opens no socket and writes nothing, unless
-    --connect is given. Exit status: 0 it can be served, 1 it cannot, or something in it has expired, or
-    a backend does not prove itself or not answer the roles_query.
+    Names the files of include_if_exists that do not exist, and options that mean something to the backend
+    alone. Opens no socket and writes nothing, unless --connect is given. Exit status: 0 it can be served,
+    1 it cannot, or something in it has expired, or a backend does not prove itself or not answer the
+    roles_query.
 
     \b
     Example:
@@ -38,6 +39,7 @@ def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
     """  # noqa: D301 - \b is click's mark for text that it must not fill
     from pgtlsproxy.cli.check_connect import Connected, connect_to_all
     from pgtlsproxy.cli.check_rules import print_rules, rules_as_object
+    from pgtlsproxy.policy.review import for_the_backend
     from pgtlsproxy.proxy.expiry import judge_expiry
     from pgtlsproxy.proxy.files import read_rules
     from pgtlsproxy.proxy.policy_review import left_out
@@ -46,6 +48,7 @@ def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
     mistakes: Sequence[Mistake]
     warnings: Sequence[Mistake] = ()
     connected = Connected()
+    notes = left_out(read_rules(path))
     try:
         loaded = load(path)
     except ConfigError as error:
@@ -53,10 +56,10 @@ def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
     else:
         expiry = judge_expiry(loaded.snapshot)
         warnings = (*loaded.warnings, *expiry.soon, *_review(loaded.snapshot))
+        notes += for_the_backend(listener.rules for listener in loaded.snapshot.listeners.values())
         if connect:
             connected = connect_to_all(loaded.snapshot)
         mistakes = (*expiry.expired, *connected.mistakes(path))
-    notes = left_out(read_rules(path))
     if as_json:
         found = _as_object(mistakes, warnings, notes) | connected.as_object()
         if rules:

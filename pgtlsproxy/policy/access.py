@@ -16,7 +16,7 @@ from pgtlsproxy.policy.hba import ClientCert, HbaRule, HbaRules, Method, Replica
 from pgtlsproxy.policy.ident import IdentMaps
 from pgtlsproxy.policy.matching import Undecidable, first_match, lookup_detail
 from pgtlsproxy.policy.names import Checked, NameCheck
-from pgtlsproxy.policy.proofs import Login, proof
+from pgtlsproxy.policy.proofs import Evidence, Login, evidence, proof
 from pgtlsproxy.policy.records import LineRef
 from pgtlsproxy.policy.refusals import AccessRefused, DecidedBy
 from pgtlsproxy.policy.replies import no_entry, rejects
@@ -253,7 +253,7 @@ def _accepts(rules: Rules, rule: HbaRule, request: AccessRequest) -> frozenset[P
             problem = f"login {rules.login} can have no proof for method {rule.method}"
         case ProofKind.LITERAL_LOCAL_USER if not _is_literal_local(rules, rule, request):
             problem = f"login {rules.login} needs a line for literal local users"
-        case ProofKind.BACKEND_CHALLENGE if rules.require_auth_none:
+        case ProofKind.BACKEND_CHALLENGE if rules.require_auth_none and evidence(rule) is Evidence.NOTHING:
             return frozenset({ProofKind.BACKEND_CHALLENGE, ProofKind.REQUIRE_AUTH_NONE})
         case kind:
             return frozenset({kind})

@@ -91,12 +91,31 @@ _FINISHED_SCRAM: _Order = MappingProxyType(
     }
 )
 
+_PASSWORD: _Order = MappingProxyType({None: frozenset({_CLEARTEXT}), _CLEARTEXT: frozenset({_OK})})
+_SCRAM_OR_MD5: _Order = MappingProxyType(
+    {**_FINISHED_SCRAM, None: frozenset({_SASL, _MD5}), _MD5: frozenset({_OK})}
+)
+_GSSAPI: _Order = MappingProxyType(
+    {
+        None: frozenset({_GSS}),
+        _GSS: frozenset({_GSS_CONTINUE, _OK}),
+        _GSS_CONTINUE: frozenset({_GSS_CONTINUE, _OK}),
+    }
+)
+_OAUTH: _Order = MappingProxyType(
+    {None: frozenset({_SASL}), _SASL: frozenset({_SASL_CONTINUE, _OK}), _SASL_CONTINUE: frozenset({_OK})}
+)
+
 ORDERS: Mapping[tuple[Login, Method], _Order] = MappingProxyType(
     {
         (Login.PASSTHROUGH, Method.TRUST): _ANY_CHALLENGE,
         (Login.PASSTHROUGH, Method.CERT): _ANY_CHALLENGE,
         (Login.PASSTHROUGH, Method.PEER): _ANY_CHALLENGE,
         (Login.PASSTHROUGH, Method.SCRAM_SHA_256): _FINISHED_SCRAM,
+        (Login.PASSTHROUGH, Method.MD5): _SCRAM_OR_MD5,
+        **{(Login.PASSTHROUGH, method): _PASSWORD for method in Method if method.asks_for_password},
+        (Login.PASSTHROUGH, Method.GSS): _GSSAPI,
+        (Login.PASSTHROUGH, Method.OAUTH): _OAUTH,
         (Login.CERTIFICATE, Method.TRUST): _AT_ONCE,
         (Login.CERTIFICATE, Method.CERT): _AT_ONCE,
         (Login.CERTIFICATE, Method.PEER): _AT_ONCE,
@@ -106,6 +125,7 @@ ORDERS: Mapping[tuple[Login, Method], _Order] = MappingProxyType(
 nothing."""
 
 _SCRAM = frozenset({"SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"})
+_OAUTHBEARER = "OAUTHBEARER"
 
 
 def judge(
@@ -149,8 +169,13 @@ def _judge_mechanisms(method: Method, mechanisms: Sequence[str], client: ClientL
     shown = ", ".join(printable(mechanism) for mechanism in mechanisms) or "none"
     if not mechanisms:
         return Verdict(Action.REFUSE, "the backend offered no SASL mechanism")
-    if not _SCRAM.issuperset(mechanisms):
-        if method is Method.SCRAM_SHA_256:
+    if method is Method.OAUTH:
+        if tuple(mechanisms) != (_OAUTHBEARER,):
+            return Verdict(Action.REFUSE, f"the backend offered {shown}, the line demands {_OAUTHBEARER}")
+        if client is not ClientLeg.SECURE:
+            return Verdict(Action.REFUSE, "the backend asked for a token, and the client's leg is clear")
+    elif not _SCRAM.issuperset(mechanisms):
+        if method in {Method.SCRAM_SHA_256, Method.MD5}:
             return Verdict(Action.REFUSE, f"the backend offered {shown}, the line demands SCRAM-SHA-256")
         if client is ClientLeg.CLEAR_REMOTE:
             return Verdict(

@@ -93,6 +93,7 @@ def parse_rule(line: Line) -> HbaRule:
         options.clientname,
         options.map,
         options.issuers,
+        options.ignored,
     )
 
 

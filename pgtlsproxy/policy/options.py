@@ -14,28 +14,42 @@ from pgtlsproxy.identity import printable
 from pgtlsproxy.policy.records import Field, LineError, Token
 from pgtlsproxy.policy.rule import ClientCert, ClientName, ConnectionType, Method
 
-_AT_THE_BACKEND = "use trust, where the backend asks the client itself (login: passthrough), or cert"
 _INSTEAD = {
-    "md5": "use scram-sha-256, which needs a SCRAM secret for the role",
     "password": "use scram-sha-256, or trust where the backend asks the client itself (login: passthrough)",
     "ident": "use peer for Unix sockets, or cert",
-    **dict.fromkeys(("gss", "sspi", "ldap", "pam", "bsd", "radius", "oauth"), _AT_THE_BACKEND),
+    "sspi": "use trust, where the backend asks the client itself (login: passthrough), or cert",
 }
 """Methods that PostgreSQL has and this version has not, and what to use."""
 
-_FOREIGN_OPTIONS = {
-    option: methods
-    for methods, options in {
-        "gssapi and sspi": "include_realm krb_realm",
-        "sspi": "compat_realm upn_username",
-        "ldap": "ldapurl ldaptls ldapscheme ldapserver ldapport ldapbinddn ldapbindpasswd "
-        "ldapsearchattribute ldapsearchfilter ldapbasedn ldapprefix ldapsuffix",
-        "pam": "pamservice pam_use_hostname",
-        "radius": "radiusservers radiusports radiusidentifiers radiussecrets",
-    }.items()
+_BACKENDS_OPTIONS = {
+    option: (methods, names)
+    for methods, names, options in (
+        (frozenset({Method.GSS}), "gssapi and sspi", "include_realm krb_realm"),
+        (frozenset[Method](), "sspi", "compat_realm upn_username"),
+        (
+            frozenset({Method.LDAP}),
+            "ldap",
+            "ldapurl ldaptls ldapscheme ldapserver ldapport ldapbinddn ldapbindpasswd "
+            "ldapsearchattribute ldapsearchfilter ldapbasedn ldapprefix ldapsuffix",
+        ),
+        (frozenset({Method.PAM}), "pam", "pamservice pam_use_hostname"),
+        (
+            frozenset({Method.RADIUS}),
+            "radius",
+            "radiusservers radiusports radiusidentifiers radiussecrets",
+        ),
+    )
     for option in options.split()
 }
-"""Options of methods that this version has not, and those methods."""
+"""Options that mean something to the backend alone: of which methods, and how PostgreSQL calls those."""
+
+_MEANT_FOR_THE_BACKEND = {
+    "map": frozenset({Method.GSS, Method.OAUTH}),  # it knows by whom a ticket or a token is
+    **dict.fromkeys(("issuer", "scope", "validator", "delegate_ident_mapping"), frozenset({Method.OAUTH})),
+}
+"""Options that only with these methods are the backend's, and are others or none without."""
+
+_SECRETS = frozenset({"ldapbindpasswd", "radiussecrets"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,7 @@ class Options:
     clientname: ClientName = ClientName.CN
     map: str | None = None
     issuers: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 def parse_method(token: Token, connection_type: ConnectionType) -> Method:
@@ -62,11 +77,12 @@ def parse_method(token: Token, connection_type: ConnectionType) -> Method:
     try:
         method = Method(token.text)
     except ValueError:
-        raise LineError(
-            f'invalid authentication method "{token}": write trust, reject, cert, peer or scram-sha-256'
-        ) from None
+        methods = ", ".join(Method)
+        raise LineError(f'invalid authentication method "{token}": write one of {methods}') from None
     if method is Method.PEER and not is_local:
         raise LineError("peer authentication is only supported on local sockets")
+    if method is Method.GSS and is_local:
+        raise LineError("gssapi authentication is not supported on local sockets")
     if method is Method.CERT and connection_type is not ConnectionType.HOSTSSL:
         raise LineError("cert authentication is only supported on hostssl connections")
     return method
@@ -84,6 +100,8 @@ def parse_options(tokens: Field, connection_type: ConnectionType, method: Method
         if not equals:
             raise LineError(f"authentication option not in name=value format: {token}")
         match name:
+            case _ if method in _MEANT_FOR_THE_BACKEND.get(name, ()):
+                options = replace(options, ignored=(*options.ignored, f"{name}={printable(value)}"))
             case "map":
                 options = replace(options, map=_map(method, value))
             case "clientcert":
@@ -92,11 +110,8 @@ def parse_options(tokens: Field, connection_type: ConnectionType, method: Method
                 options = replace(options, clientname=_clientname(connection_type, value))
             case "issuer":
                 options = replace(options, issuers=(*options.issuers, _issuer(connection_type, value)))
-            case _ if name in _FOREIGN_OPTIONS:
-                raise LineError(
-                    f'authentication option "{name}" is only valid for authentication methods '
-                    f"{_FOREIGN_OPTIONS[name]}"
-                )
+            case _ if name in _BACKENDS_OPTIONS:
+                options = replace(options, ignored=(*options.ignored, _backends_option(method, name, value)))
             case _:
                 raise LineError(
                     f'unrecognized authentication option name: "{printable(name)}"; there are map, '
@@ -105,8 +120,38 @@ def parse_options(tokens: Field, connection_type: ConnectionType, method: Method
                 )
     if method is Method.CERT:
         options = replace(options, clientcert=ClientCert.VERIFY_FULL)
+    _require_backends_options(options, method)
     _refuse_what_has_no_effect(options, method)
     return options
+
+
+def _backends_option(method: Method, name: str, value: str) -> str:
+    """An option that the backend's own file gives a meaning, as it is shown.
+
+    Raises:
+        LineError: it belongs to another method.
+    """
+    methods, names = _BACKENDS_OPTIONS[name]
+    if method not in methods:
+        raise LineError(f'authentication option "{name}" is only valid for authentication methods {names}')
+    return f"{name}=***" if name in _SECRETS else f"{name}={printable(value)}"
+
+
+def _require_backends_options(options: Options, method: Method) -> None:
+    """Refuse a line that PostgreSQL would not load, either.
+
+    Raises:
+        LineError: an option is missing.
+    """
+    given = {option.partition("=")[0] for option in options.ignored}
+    if method is Method.LDAP and not given & {"ldapbasedn", "ldapprefix", "ldapsuffix", "ldapurl"}:
+        raise LineError(
+            'authentication method "ldap" requires argument "ldapbasedn", "ldapprefix", or "ldapsuffix" '
+            "to be set"
+        )
+    for name in ("radiusservers", "radiussecrets") if method is Method.RADIUS else ():
+        if name not in given:
+            raise LineError(f'authentication method "radius" requires argument "{name}" to be set')
 
 
 def _refuse_what_has_no_effect(options: Options, method: Method) -> None:

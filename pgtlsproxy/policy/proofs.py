@@ -29,6 +29,8 @@ class Evidence(enum.Enum):
     NAMED_CERTIFICATE = enum.auto()
     OS_USER = enum.auto()
     SCRAM = enum.auto()
+    CHALLENGE = enum.auto()
+    """A challenge of the backend, of the kind that the method names."""
     NOTHING = enum.auto()
     """`trust`, also with `clientcert=verify-ca`, which says that somebody is known, not who."""
 
@@ -42,13 +44,14 @@ PROOFS: Mapping[tuple[Evidence, Login], ProofKind] = MappingProxyType(
         (Evidence.OS_USER, Login.CERTIFICATE): ProofKind.PEER,
         (Evidence.OS_USER, Login.PASSFILE): ProofKind.PEER,
         (Evidence.SCRAM, Login.PASSTHROUGH): ProofKind.SCRAM,
+        (Evidence.CHALLENGE, Login.PASSTHROUGH): ProofKind.BACKEND_CHALLENGE,
         (Evidence.NOTHING, Login.PASSTHROUGH): ProofKind.BACKEND_CHALLENGE,
         (Evidence.NOTHING, Login.CERTIFICATE): ProofKind.LITERAL_LOCAL_USER,
         (Evidence.NOTHING, Login.PASSFILE): ProofKind.LITERAL_LOCAL_USER,
     }
 )
-"""What is missing has no proof and is refused: SCRAM where the proxy logs in with its own credential
-would need the users' secrets."""
+"""What is missing has no proof and is refused: where the proxy logs in with its own credential, the backend
+does not ask the client, and to ask it here would need the users' secrets."""
 
 
 def evidence(rule: HbaRule) -> Evidence:
@@ -58,6 +61,10 @@ def evidence(rule: HbaRule) -> Evidence:
             return Evidence.SCRAM
         case Method.PEER:
             return Evidence.OS_USER
+        case Method.MD5 | Method.GSS | Method.OAUTH:
+            return Evidence.CHALLENGE
+        case method if method.asks_for_password:
+            return Evidence.CHALLENGE
         case _ if rule.clientcert is ClientCert.VERIFY_FULL:
             return Evidence.NAMED_CERTIFICATE
         case _:

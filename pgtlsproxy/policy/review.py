@@ -44,6 +44,18 @@ def review(listeners: Sequence[Reviewed]) -> list[Mistake]:
     ]
 
 
+def for_the_backend(policies: Iterable[Rules]) -> list[Mistake]:
+    """The lines with options that the backend's own file gives a meaning, and this proxy none."""
+    lines = {rule.ref: rule for rules in policies for rule in rules.hba if rule.ignored}
+    return [
+        ref.mistake(
+            f"{', '.join(option.partition('=')[0] for option in rule.ignored)}: the backend's own file says "
+            f"what it does; here {rule.method} only says how the backend has to ask"
+        )
+        for ref, rule in lines.items()
+    ]
+
+
 def _idle(listeners: Sequence[Reviewed]) -> Iterator[Mistake]:
     found: dict[LineRef, str | None] = {}
     serving: set[LineRef] = set()

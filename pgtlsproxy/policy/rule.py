@@ -23,13 +23,30 @@ class ConnectionType(enum.StrEnum):
 
 
 class Method(enum.StrEnum):
-    """The method column: what this version can do."""
+    """The method column: what this version can do.
+
+    From `scram-sha-256` on, a method says what the backend has to ask the client, and the client to answer.
+    """
 
     TRUST = "trust"
     REJECT = "reject"
     CERT = "cert"
     PEER = "peer"
     SCRAM_SHA_256 = "scram-sha-256"
+    MD5 = "md5"
+    """A SCRAM exchange or an MD5 password, as the role's secret is, like in PostgreSQL."""
+    LDAP = "ldap"
+    PAM = "pam"
+    RADIUS = "radius"
+    BSD = "bsd"
+    GSS = "gss"
+    OAUTH = "oauth"
+    """OAUTHBEARER; a method of PostgreSQL 18."""
+
+    @property
+    def asks_for_password(self) -> bool:
+        """Whether PostgreSQL asks for a password in clear, which it has somebody else judge."""
+        return self in {Method.LDAP, Method.PAM, Method.RADIUS, Method.BSD}
 
 
 class ClientCert(enum.StrEnum):
@@ -82,6 +99,7 @@ class HbaRule:
         map: the map of pg_ident.conf, or None.
         issuers: the CAs, by their subjects, of which one must have issued the certificate; empty for
             whichever the listener trusts. Ours.
+        ignored: options that mean something to the backend alone, as the file has them, secrets masked.
     """
 
     ref: LineRef
@@ -94,6 +112,7 @@ class HbaRule:
     clientname: ClientName = ClientName.CN
     map: str | None = None
     issuers: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
     def names_user(self, user: str) -> bool:
         """Whether the line lists this user by name, not only by a keyword, a role or an expression."""

@@ -15,7 +15,7 @@ from pgtlsproxy.errors import Mistake
 from pgtlsproxy.identity import ProofKind, printable
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.policy.hba import ClientCert, ConnectionType, HbaRule, Method
-from pgtlsproxy.policy.proofs import Login, proof
+from pgtlsproxy.policy.proofs import Evidence, Login, evidence, proof
 from pgtlsproxy.policy.roles import Memberships
 
 MAX_SHOWN: Final = 5
@@ -165,8 +165,9 @@ def _mistakes(
     match proof(rule, rules.login):
         case None:
             yield rule.ref.mistake(
-                f"{rule.method} with login: {rules.login} (backend {rules.backend}) needs the users' SCRAM "
-                "secrets, which are not in this version; use cert, peer, or login: passthrough"
+                f"{rule.method} with login: {rules.login} (backend {rules.backend}) would have to be asked "
+                "here, which needs the users' secrets and is not in this version; use cert, peer, or login: "
+                "passthrough"
             )
         case ProofKind.LITERAL_LOCAL_USER if (problem := _unproven(rules, rule)) is not None:
             yield rule.ref.mistake(
@@ -192,7 +193,7 @@ def _unproven(rules: Rules, rule: HbaRule) -> str | None:
 def _warnings(rules: Rules, rule: HbaRule, backend: BackendFacts) -> Iterator[Mistake]:
     if rule.method is Method.REJECT or proof(rule, rules.login) is not ProofKind.BACKEND_CHALLENGE:
         return
-    if rules.require_auth_none:
+    if rules.require_auth_none and evidence(rule) is Evidence.NOTHING:
         yield rule.ref.mistake(
             f"require_auth of backend {rules.backend} says none: whoever this line admits is let in as any "
             "user that the backend does not ask for a proof"

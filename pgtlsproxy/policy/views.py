@@ -157,4 +157,5 @@ def _options(rule: HbaRule) -> tuple[str, ...] | None:
     if rule.clientname.is_alternative:
         options.append(f"clientname={rule.clientname}")
     options.extend(f"issuer={printable(issuer)}" for issuer in rule.issuers)
+    options.extend(rule.ignored)
     return tuple(options) or None

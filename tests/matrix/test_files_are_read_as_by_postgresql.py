@@ -113,6 +113,9 @@ host all all all trust krb_realm=y
 host all all all trust include_realm=1
 host all all all trust compat_realm=1
 host all all all trust upn_username=1
+host all all all md5 map=m
+host all all all radius radiusservers=127.0.0.1
+host all all all radius radiussecrets=x
 host @missing all all trust
 include missing
 include_dir missing
@@ -131,10 +134,8 @@ STRICTER = {
     'host all all "" trust': "invalid host name",
     'host all all "a b" trust': "invalid host name",
     "hostssl all all all cert map=": "is empty",
-    "host all all all md5": "use scram-sha-256",
     "host all all all password": "use scram-sha-256",
     "host all all all ident": "use peer",
-    "host all all all radius radiusservers=127.0.0.1 radiussecrets=x": "use trust",
     r"host all /^(a)\1$ all trust": "the escape",
     "host all /(?i)a all trust": "are not in this version",
     'local all "/***=a" trust': "is not in this version",

@@ -308,6 +308,7 @@ TRUST_FULL = "hostssl all all all trust clientcert=verify-full"
 TRUST_CA = "hostssl all all all trust clientcert=verify-ca"
 TRUST = "host all all all trust"
 SCRAM = "host all all all scram-sha-256"
+MD5 = "host all all all md5"
 SCRAM_FULL = "hostssl all all all scram-sha-256 clientcert=verify-full"
 PEER = "local all all peer"
 
@@ -354,6 +355,7 @@ def test_require_auth_none_counts_only_where_the_backend_would_ask() -> None:
         ProofKind.REQUIRE_AUTH_NONE,
     }
     assert granted(rules(SCRAM, require_auth_none=True), ALICE).accepts == {ProofKind.SCRAM}
+    assert granted(rules(MD5, require_auth_none=True), ALICE).accepts == {ProofKind.BACKEND_CHALLENGE}
     assert granted(rules(CERT, require_auth_none=True), ALICE).accepts == {ProofKind.CERTIFICATE}
 
 

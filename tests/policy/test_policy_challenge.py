@@ -13,6 +13,7 @@ MIXED = ("SCRAM-SHA-256", "OAUTHBEARER")
 
 R, F, X = Action.RELAY, Action.FINISH, Action.REFUSE
 FIRST = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 255, -1)
+DEMANDS = (Method.MD5, Method.LDAP, Method.PAM, Method.RADIUS, Method.BSD, Method.GSS, Method.OAUTH)
 ASKING = (Method.TRUST, Method.CERT, Method.PEER)
 
 
@@ -42,6 +43,25 @@ def test_a_scram_line_takes_scram_only(client: ClientLeg) -> None:
 
 
 @pytest.mark.parametrize("client", list(ClientLeg))
+def test_an_md5_line_takes_what_the_roles_secret_makes_a_server_ask(client: ClientLeg) -> None:
+    assert opening(Login.PASSTHROUGH, Method.MD5, client) == only(_5=R, _10=R)
+
+
+@pytest.mark.parametrize("method", [Method.LDAP, Method.PAM, Method.RADIUS, Method.BSD])
+def test_a_line_whose_password_somebody_else_judges_takes_one_in_clear_where_nobody_can_read_it(
+    method: Method,
+) -> None:
+    for client in (ClientLeg.SECURE, ClientLeg.CLEAR_LOCAL):
+        assert opening(Login.PASSTHROUGH, method, client) == only(_3=R)
+    assert opening(Login.PASSTHROUGH, method, ClientLeg.CLEAR_REMOTE) == only()
+
+
+@pytest.mark.parametrize("client", list(ClientLeg))
+def test_a_gss_line_takes_gssapi_only(client: ClientLeg) -> None:
+    assert opening(Login.PASSTHROUGH, Method.GSS, client) == only(_7=R)
+
+
+@pytest.mark.parametrize("client", list(ClientLeg))
 @pytest.mark.parametrize("method", ASKING)
 def test_the_proxys_certificate_must_be_enough(method: Method, client: ClientLeg) -> None:
     assert opening(Login.CERTIFICATE, method, client) == only(_0=F)
@@ -54,6 +74,7 @@ def test_the_proxys_certificate_must_be_enough(method: Method, client: ClientLeg
         (Login.PASSFILE, Method.TRUST),
         (Login.PASSFILE, Method.CERT),
         (Login.PASSTHROUGH, Method.REJECT),
+        *((login, method) for login in (Login.CERTIFICATE, Login.PASSFILE) for method in DEMANDS),
     ],
 )
 def test_what_is_not_in_the_table_may_ask_nothing(login: Login, method: Method) -> None:
@@ -78,6 +99,15 @@ def test_what_is_not_in_the_table_may_ask_nothing(login: Login, method: Method) 
         (Method.TRUST, ("PLAIN",), ClientLeg.CLEAR_REMOTE, X),
         (Method.CERT, OAUTH, ClientLeg.CLEAR_REMOTE, X),
         (Method.TRUST, (), ClientLeg.SECURE, X),
+        (Method.MD5, PLUS, ClientLeg.CLEAR_REMOTE, R),
+        (Method.MD5, OAUTH, ClientLeg.SECURE, X),
+        (Method.MD5, MIXED, ClientLeg.SECURE, X),
+        (Method.OAUTH, OAUTH, ClientLeg.SECURE, R),
+        (Method.OAUTH, OAUTH, ClientLeg.CLEAR_LOCAL, X),
+        (Method.OAUTH, OAUTH, ClientLeg.CLEAR_REMOTE, X),
+        (Method.OAUTH, SCRAM, ClientLeg.SECURE, X),
+        (Method.OAUTH, MIXED, ClientLeg.SECURE, X),
+        (Method.OAUTH, (), ClientLeg.SECURE, X),
     ],
 )
 def test_a_mechanism_that_gives_the_secret_away_never_crosses_a_clear_leg_from_afar(
@@ -108,6 +138,14 @@ def test_a_mechanism_that_gives_the_secret_away_never_crosses_a_clear_leg_from_a
         (Method.TRUST, [7, 8, 8, 0], [R, R, R, F]),
         (Method.TRUST, [7, 11], [R, X]),
         (Method.TRUST, [0, 3], [F, X]),
+        (Method.MD5, [5, 0], [R, F]),
+        (Method.MD5, [10, 11, 12, 0], [R, R, R, F]),
+        (Method.MD5, [10, 0], [R, X]),
+        (Method.MD5, [5, 3], [R, X]),
+        (Method.LDAP, [3, 0], [R, F]),
+        (Method.LDAP, [3, 3], [R, X]),
+        (Method.GSS, [7, 8, 8, 0], [R, R, R, F]),
+        (Method.GSS, [7, 3], [R, X]),
     ],
 )
 def test_messages_come_in_the_order_of_the_protocol(

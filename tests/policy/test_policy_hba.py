@@ -124,16 +124,19 @@ def test_every_issuer_of_a_line_counts_and_its_commas_are_its_own() -> None:
         ("host all all all trust,cert", "multiple values specified for authentication type"),
         ("host all all all magic", 'invalid authentication method "magic"'),
         ("host all all all TRUST", 'invalid authentication method "TRUST"'),
-        ("host all all all md5", '"md5" is not in this version: use scram-sha-256'),
         ("host all all all password", '"password" is not in this version: use scram-sha-256'),
         ("host all all all ident", '"ident" is not in this version: use peer'),
-        ("host all all all ldap ldapserver=x", '"ldap" is not in this version: use trust'),
-        ("host all all all pam", "is not in this version"),
-        ("host all all all gss", "is not in this version"),
-        ("host all all all sspi", "is not in this version"),
-        ("host all all all radius", "is not in this version"),
-        ("host all all all bsd", "is not in this version"),
-        ("host all all all oauth", "is not in this version"),
+        ("host all all all sspi", '"sspi" is not in this version: use trust'),
+        (
+            "host all all all ldap ldapserver=x",
+            '"ldap" requires argument "ldapbasedn", "ldapprefix", or "ldapsuffix" to be set',
+        ),
+        ("host all all all radius radiussecrets=x", '"radius" requires argument "radiusservers" to be set'),
+        ("host all all all radius radiusservers=x", '"radius" requires argument "radiussecrets" to be set'),
+        ("local all all gss", "gssapi authentication is not supported on local sockets"),
+        ("host all all all pam ldapserver=y", '"ldapserver" is only valid for authentication methods ldap'),
+        ("host all all all md5 map=m", 'authentication option "map" is only valid for'),
+        ("host all all all gss scope=x", 'unrecognized authentication option name: "scope"'),
         ("host all all all peer", "peer authentication is only supported on local sockets"),
         ("host all all all cert", "cert authentication is only supported on hostssl connections"),
         ("local all all cert", "cert authentication is only supported on hostssl connections"),
@@ -279,3 +282,39 @@ def test_any_bytes_give_rules_or_a_config_error(content: bytes) -> None:
         assert one.map is None or one.method in {Method.CERT, Method.PEER}
         assert one.clientcert is ClientCert.OFF or one.type is ConnectionType.HOSTSSL
         assert (one.address is None) is (one.type is ConnectionType.LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("line", "method", "ignored"),
+    [
+        ("local all all md5", Method.MD5, ()),
+        (
+            "host all all all pam pamservice=x pam_use_hostname=1",
+            Method.PAM,
+            ("pamservice=x", "pam_use_hostname=1"),
+        ),
+        ("host all all all bsd", Method.BSD, ()),
+        ("host all all all gss include_realm=0 map=m", Method.GSS, ("include_realm=0", "map=m")),
+        (
+            'host all all all ldap ldapserver=x ldapprefix="cn=" ldapbindpasswd=hunter2',
+            Method.LDAP,
+            ("ldapserver=x", "ldapprefix=cn=", "ldapbindpasswd=***"),
+        ),
+        ("host all all all ldap ldapurl=ldap://x/b", Method.LDAP, ("ldapurl=ldap://x/b",)),
+        (
+            'host all all all radius radiusservers="a,b" radiussecrets=hunter2',
+            Method.RADIUS,
+            ("radiusservers=a,b", "radiussecrets=***"),
+        ),
+        (
+            "hostssl all all all oauth issuer=https://x scope=y map=m",
+            Method.OAUTH,
+            ("issuer=https://x", "scope=y", "map=m"),
+        ),
+    ],
+)
+def test_a_method_of_the_backends_keeps_its_options_for_those_who_look_and_no_secret(line, method, ignored):
+    (rule,) = parse_hba("pg_hba.conf", line.encode())
+    assert (rule.method, rule.ignored) == (method, ignored)
+    assert (rule.map, rule.issuers) == (None, ())
+    assert "hunter2" not in repr(rule).replace(line, "")

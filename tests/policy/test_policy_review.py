@@ -9,7 +9,7 @@ from pgtlsproxy.policy.access import Login, Rules
 from pgtlsproxy.policy.hba import HbaRules, parse_hba
 from pgtlsproxy.policy.ident import parse_ident
 from pgtlsproxy.policy.idle import Door
-from pgtlsproxy.policy.review import Reviewed, review
+from pgtlsproxy.policy.review import Reviewed, for_the_backend, review
 from pgtlsproxy.policy.roles import parse_roles
 
 OPEN = Door(unix=True, tls=True, versions=frozenset({4, 6}), clear_from=(ip_network("127.0.0.0/8"),))
@@ -114,3 +114,14 @@ def test_one_listener_that_names_a_reserved_user_is_enough() -> None:
 
 def test_members_that_only_a_server_knows_are_not_guessed() -> None:
     assert told(listener("hostssl all +staff all cert", reserved="postgres", looks_up_roles=True)) == []
+
+
+def test_options_that_the_backend_alone_knows_are_noted_once() -> None:
+    hba = (
+        "host all all all ldap ldapserver=x ldapprefix=y\nhost all all all pam\nhost all all all gss map=m\n"
+    )
+    policies = [listener(hba).rules, listener(hba, door=TCP).rules]
+    assert [(note.where, note.what.partition(":")[0]) for note in for_the_backend(policies)] == [
+        ("hba:1", "ldapserver, ldapprefix"),
+        ("hba:3", "map"),
+    ]

@@ -42,7 +42,7 @@ def check(
 
 SOUND = "sound"
 UNSOUND = "trust with login"
-NO_SECRETS = "needs the users' SCRAM secrets"
+NO_SECRETS = "needs the users' secrets"
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,10 @@ NO_SECRETS = "needs the users' SCRAM secrets"
         ("host all all all reject", SOUND, SOUND),
         ("host all all all scram-sha-256", SOUND, NO_SECRETS),
         ("hostssl all all all scram-sha-256 clientcert=verify-full", SOUND, NO_SECRETS),
+        ("host all all all md5", SOUND, NO_SECRETS),
+        ("host all all all ldap ldapprefix=x", SOUND, NO_SECRETS),
+        ("host all all all pam", SOUND, NO_SECRETS),
+        ("host all all all gss", SOUND, NO_SECRETS),
         ("host all all all trust", SOUND, UNSOUND),
         ("local all all trust", SOUND, UNSOUND),
         ("hostssl all alice 10.0.0.0/8 trust clientcert=verify-ca", SOUND, UNSOUND),
@@ -93,9 +97,13 @@ def test_a_line_loads_only_where_a_proof_can_exist(
     assert "primary" in mistake.what
 
 
-def test_the_table_has_no_proof_only_for_scram_with_the_proxys_credential() -> None:
+def test_the_table_has_no_proof_only_where_the_client_would_have_to_be_asked_here() -> None:
     missing = {(evidence, login) for evidence in Evidence for login in Login} - set(PROOFS)
-    assert missing == {(Evidence.SCRAM, Login.CERTIFICATE), (Evidence.SCRAM, Login.PASSFILE)}
+    assert missing == {
+        (asked, login)
+        for asked in (Evidence.SCRAM, Evidence.CHALLENGE)
+        for login in (Login.CERTIFICATE, Login.PASSFILE)
+    }
 
 
 SHARED = "local all all trust\nhost all alice 127.0.0.1/32 trust\nhost all all 10.0.0.0/8 trust\n"
@@ -160,6 +168,7 @@ def test_require_auth_none_is_called_out() -> None:
     (warning,) = check("host all all all trust", Login.PASSTHROUGH, require_auth_none=True).warnings
     assert "require_auth of backend primary says none" in warning.what
     assert not check("host all all all trust", Login.PASSTHROUGH).warnings
+    assert not check("host all all all md5", Login.PASSTHROUGH, require_auth_none=True).warnings
 
 
 def test_every_mistake_of_every_line_is_found() -> None:

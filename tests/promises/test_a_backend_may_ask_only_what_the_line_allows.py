@@ -53,6 +53,8 @@ BACKEND_ASKS = verdicts("28000", *ASKED)
 BACKEND_ASKS_FROM_AFAR = verdicts("28000", *(name for name in ASKED if name not in SECRET_IN_CLEAR))
 PROVED_BEFORE = verdicts("in", *ASKED)
 SCRAM_ALONE = verdicts("57P03", "10", "10 with PLUS")
+SCRAM_OR_MD5 = verdicts("57P03", "5", "10", "10 with PLUS")
+PASSWORD_ALONE = verdicts("57P03", "3")
 NOBODY_IS_ASKED = verdicts("in")
 
 TABLE = {
@@ -64,12 +66,22 @@ TABLE = {
     ("passthrough", "scram", "loopback"): SCRAM_ALONE,
     ("passthrough", "scram", "unix"): SCRAM_ALONE,
     ("passthrough", "scram", "afar"): SCRAM_ALONE,
+    ("passthrough", "md5", "tls"): SCRAM_OR_MD5,
+    ("passthrough", "md5", "afar"): SCRAM_OR_MD5,
+    ("passthrough", "ldap", "tls"): PASSWORD_ALONE,
+    ("passthrough", "ldap", "loopback"): PASSWORD_ALONE,
+    ("passthrough", "ldap", "afar"): verdicts("57P03"),
+    ("passthrough", "gss", "tls"): verdicts("57P03", "7"),
+    ("passthrough", "oauth", "tls"): verdicts("57P03", "10 OAUTHBEARER"),
+    ("passthrough", "oauth", "loopback"): verdicts("57P03"),
     ("passthrough", "cert", "tls"): PROVED_BEFORE,
     ("passthrough", "peer", "unix"): PROVED_BEFORE,
     ("none", "trust", "tls"): NOBODY_IS_ASKED,
     ("none", "trust", "loopback"): NOBODY_IS_ASKED,
     ("none", "trust", "afar"): NOBODY_IS_ASKED,
     ("none", "scram", "tls"): verdicts("57P03"),
+    ("none", "md5", "tls"): verdicts("57P03"),
+    ("none", "ldap", "tls"): verdicts("57P03"),
     ("certificate", "trust", "tls"): NOBODY_IS_ASKED,
     ("certificate", "trust", "loopback"): NOBODY_IS_ASKED,
     ("certificate", "trust", "unix"): NOBODY_IS_ASKED,
@@ -78,7 +90,9 @@ TABLE = {
 }
 """(login, method, leg) to the verdicts. `none` is passthrough with require_auth: none."""
 
-USERS = {"trust": "by_trust", "scram": "by_scram", "cert": "by_cert", "peer": OWN_USER}
+USERS = {"peer": OWN_USER} | {
+    method: f"by_{method}" for method in ("trust", "scram", "cert", "md5", "ldap", "gss", "oauth")
+}
 
 PASSTHROUGH_HBA = f"""\
 local all by_trust trust
@@ -87,6 +101,10 @@ local all {OWN_USER} peer
 hostssl all by_cert all cert
 host all by_trust all trust
 host all by_scram all scram-sha-256
+host all by_md5 all md5
+host all by_ldap all ldap ldapserver=directory.example ldapprefix=cn=
+host all by_gss all gss include_realm=0
+host all by_oauth all oauth issuer=https://issuer.example scope=openid
 """
 
 CERTIFICATE_HBA = f"""\

@@ -214,17 +214,7 @@ def described_client(
     Raises:
         click.UsageError: one is missing, cannot be, or does not go with another.
     """
-    if not user or not address:
-        missing = "--user" if not user else "--address"
-        raise click.UsageError(f"{missing} is missing: say who comes and from where, or give --log")
-    for option, name in (("--user", user), ("--database", database or "")):
-        if (problem := _name_problem(name)) is not None:
-            raise click.UsageError(f'{option} "{printable(name)}" {problem}')
-    try:
-        is_unix = client_address(address).is_unix
-    except ValueError:
-        text = f'--address takes an IP address or {LOCAL}, not "{printable(address)}"'
-        raise click.UsageError(text) from None
+    user, address, is_unix = _who_and_whence(user, database, address)
     if wrong := [name for name in san if name.partition(":")[0] not in SAN_KINDS]:
         kinds = ", ".join(f"{kind}:NAME" for kind in SAN_KINDS)
         raise click.UsageError(f'--san takes one of {kinds}, not "{printable(wrong[0])}"')
@@ -252,6 +242,26 @@ def described_client(
         certificate=False if no_certificate else None,
         said=Said(cn=cn, dn=dn, san=san or None, issuer=issuer),
     )
+
+
+def _who_and_whence(user: str | None, database: str | None, address: str | None) -> tuple[str, str, bool]:
+    """User and address, which have to be there, and whether that is a Unix socket.
+
+    Raises:
+        click.UsageError: one is missing, or can be none.
+    """
+    if not user or not address:
+        missing = "--user" if not user else "--address"
+        raise click.UsageError(f"{missing} is missing: say who comes and from where, or give --log")
+    for option, name in (("--user", user), ("--database", database or "")):
+        if (problem := _name_problem(name)) is not None:
+            raise click.UsageError(f'{option} "{printable(name)}" {problem}')
+    try:
+        is_unix = client_address(address).is_unix
+    except ValueError:
+        text = f'--address takes an IP address or {LOCAL}, not "{printable(address)}"'
+        raise click.UsageError(text) from None
+    return user, address, is_unix
 
 
 def _given_of_certificate(alternatives: Mapping[str, bool], additions: Mapping[str, bool]) -> list[str]:

@@ -42,6 +42,9 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     ),
     "messages": Campaign("PGTLSPROXY_FUZZ", 1_000_000, ("tests/proxy/test_relay.py", "-k", "many_messages")),
     "copies": Campaign("PGTLSPROXY_COPY", 2**30, ("tests/promises/test_copy_keeps_every_byte.py",)),
+    "verdicts": Campaign(
+        "PGTLSPROXY_VERDICTS", 5_000, ("tests/matrix/test_every_verdict_is_postgresqls.py",)
+    ),
     "floods": Campaign(
         "PGTLSPROXY_FLOOD",
         200_000,

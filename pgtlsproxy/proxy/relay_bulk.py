@@ -50,6 +50,8 @@ class BulkTransfers:
         self.sessions[session] = -1
         for each in (direction, direction.reverse):
             each.pace.smalls = 0
+            # A side that says nothing is read in vain once each transfer, and that is no abuse.
+            each.octets_at_last_empty = -1
             self.enqueue(each)
         return True
 
@@ -87,7 +89,9 @@ class BulkTransfers:
                 self.enqueue(direction)
             return session.is_undisturbed
         pace.smalls += 1
-        if pace.smalls >= SMALLS_TO_END and direction.reverse.pace.smalls > 0:
+        # The turn may have been due when the other direction found that the transfer is over.
+        is_over = pace.smalls >= SMALLS_TO_END and direction.reverse.pace.smalls > 0
+        if is_over and session in self.sessions:
             self._end(session)
         return False
 

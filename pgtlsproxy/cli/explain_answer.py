@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pgtlsproxy.cli.explain_question import Client, Unanswerable, question
+from pgtlsproxy.cli.explain_question import REPLICATION, Client, Unanswerable, question
 from pgtlsproxy.errors import ClientCertificateRefused, ConfigError, Mistake
 from pgtlsproxy.identity import printable
 from pgtlsproxy.policy.access import DecidedBy, Rules
+from pgtlsproxy.policy.databases import Destination
 from pgtlsproxy.policy.explanation import Explanation, explain
 from pgtlsproxy.policy.request import AccessRequest, Fact, Facts, Needs
 from pgtlsproxy.proxy.files import SnapshotFiles, read_rules, with_client_trust
@@ -42,6 +43,13 @@ class Answer:
     client: Client | None = None
     rules: Rules | None = None
     mistakes: tuple[Mistake, ...] = ()
+
+    @property
+    def destination(self) -> Destination | None:
+        """Where the client goes on to, if it may; None where that is not known, or nowhere."""
+        if self.rules is None or self.client is None or self.client.refusal is not None:
+            return None
+        return self.rules.databases.destination(self.client.database, REPLICATION[self.client.replication])
 
 
 def answer(
@@ -188,5 +196,5 @@ def _with_fact(
             listener = load(files.path).snapshot.listeners[rules.listener]
             query = listener.settings.roles_query
             assert query is not None  # noqa: S101 - the loader takes no lines for roles without
-            backend = listener.backends[query.backend or rules.backend]
+            backend = listener.backends[listener.settings.backend_asked(query)]
             return replace(facts, roles=trio.run(BackendRoles().of, request.user, backend, query))

@@ -40,7 +40,7 @@ MAX_NAME_OCTETS: Final = 63
 OVERFLOW_UID: Final = 65534
 """What the kernel says of every user that a namespace does not know, unless it was told otherwise."""
 
-_REPLICATION: Final = {
+REPLICATION: Final = {
     None: Replication.NONE,
     "true": Replication.PHYSICAL,
     "database": Replication.LOGICAL,
@@ -126,7 +126,7 @@ def question(client: Client, rules: Rules, listener: Listener, shown: Certificat
         AccessRequest(
             user=client.user,
             database=client.database,
-            replication=_REPLICATION[client.replication],
+            replication=REPLICATION[client.replication],
             address=address,
             tls=tls,
             certificate=certificate,
@@ -361,7 +361,7 @@ def _logged_address(text: str) -> str:
 
 def _replication(event: Mapping[str, Any]) -> str | None:
     word = _text(event, "replication")
-    if word not in _REPLICATION:
+    if word not in REPLICATION:
         raise Unanswerable(f'replication of the event is "{printable(str(word))}", which is no kind of it')
     return word
 

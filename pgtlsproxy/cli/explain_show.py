@@ -34,15 +34,16 @@ def show(answer: Answer, *, as_json: bool) -> None:
 
 
 def _as_object(answer: Answer) -> dict[str, object]:
-    found, rules = answer.explanation, answer.rules
+    found, client, rules, to = answer.explanation, answer.client, answer.rules, answer.destination
     return {
         "allowed": found.allowed,
         "sqlstate": found.sqlstate,
         "reply": found.reply,
         "reason": found.reason,
         "listener": None if rules is None else rules.listener,
-        "backend": None if rules is None else rules.backend,
-        "login": None if rules is None else rules.login,
+        "backend": None if to is None else to.backend.name,
+        "backend_database": None if to is None or client is None else printable(to.called(client.database)),
+        "login": None if to is None else to.backend.login,
         "needs": found.needs,
         "hba": _line(found.hba),
         "ident": _line(found.ident),
@@ -103,15 +104,16 @@ def _whom(answer: Answer) -> str:
 
 def _facts(answer: Answer) -> dict[str, str]:
     """What is said besides, by its label."""
-    found, rules = answer.explanation, answer.rules
+    found, to = answer.explanation, answer.destination
     facts = {"reason": found.reason}
     if found.decided_by is not None:
         facts["decided by"] = found.decided_by
     if found.reply is not None:
         facts["reply"] = f"{found.sqlstate}: {found.reply}"
-    if found.needs is not None and rules is not None:
+    if found.needs is not None and to is not None:
+        named = "" if to.dbname is None else f', database "{printable(to.dbname)}"'
         facts["needs"] = found.needs
-        facts["goes on to"] = f"backend {rules.backend}, login {rules.login}"
+        facts["goes on to"] = f"backend {to.backend.name}{named}, login {to.backend.login}"
     for label, ref in (("hba", found.hba), ("ident", found.ident)):
         if ref is not None:
             facts[label] = f"{ref}: {_text(ref)}"

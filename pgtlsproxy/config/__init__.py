@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pgtlsproxy.config.backend import USER_PLACEHOLDER, Backend
-from pgtlsproxy.config.listener import Listener, RolesQuery
+from pgtlsproxy.config.listener import ANY_DATABASE, Listener, RolesQuery
 from pgtlsproxy.config.loading import load_settings
 from pgtlsproxy.config.settings import MAX_CONNECTIONS, Log, Settings
 from pgtlsproxy.config.values import Host, TCPAddress, UnixAddress
 
 __all__ = [
+    "ANY_DATABASE",
     "MAX_CONNECTIONS",
     "USER_PLACEHOLDER",
     "Backend",

@@ -221,10 +221,11 @@ class Backend(Model):
     insecure_backend: bool = False
     """Whether `sslmode` may be weaker than verify-full."""
 
-    cancel_unknown: Annotated[Literal["forward", "drop"], BeforeValidator(one_of("forward", "drop"))] = (
-        "forward"
-    )
-    """What becomes of a CancelRequest whose key no session here has."""
+    cancel_unknown: Annotated[
+        Literal["forward", "drop"] | None, BeforeValidator(one_of("forward", "drop"))
+    ] = None
+    """What becomes of a CancelRequest whose key no session here has. None for `forward`, and for `drop` at
+    listeners with `databases`, where each would go to all of their backends."""
 
     client_address: bool = False
     """Whether `pgtlsproxy.client_addr`, `.client_name` and `.session` are appended to the StartupMessage:

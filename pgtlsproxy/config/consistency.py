@@ -8,9 +8,10 @@ from ipaddress import ip_address
 from typing import Final
 
 from pgtlsproxy.config.backend import SYSTEM_ROOTS, USER_PLACEHOLDER, Backend
-from pgtlsproxy.config.listener import Listener
+from pgtlsproxy.config.listener import ANY_DATABASE, Listener
 from pgtlsproxy.config.model import PROTOCOL_VERSIONS
-from pgtlsproxy.config.values import TCPAddress, UnixAddress
+from pgtlsproxy.config.values import BadValue, TCPAddress, UnixAddress, parse_database_name
+from pgtlsproxy.identity import printable
 
 OLDEST_PROTOCOL_VERSION: Final = "TLSv1.2"
 """RFC 8996 deprecates what is older."""
@@ -50,6 +51,7 @@ def listener_conflicts(listener: Listener) -> Iterator[Conflict]:
                 yield Conflict(
                     (key, "ssl"), "would have no effect, for ssl is off: set ssl to on, or leave this key out"
                 )
+    yield from _destination_conflicts(listener)
     yield from _range_conflicts(
         listener.ssl_min_protocol_version,
         listener.ssl_max_protocol_version,
@@ -66,6 +68,44 @@ def listener_conflicts(listener: Listener) -> Iterator[Conflict]:
                     (key, "ssl_ca_file", "ssl"),
                     "would have no effect without ssl_ca_file: no client certificate is asked for",
                 )
+
+
+def _destination_conflicts(listener: Listener) -> Iterator[Conflict]:
+    """What is wrong between the settings that say where sessions go on to."""
+    if listener.backend is None and listener.databases is None:
+        yield Conflict(
+            ("backend", "databases"),
+            "is missing: name one of the backends, or say in databases which database leads to which",
+        )
+    if listener.backend is not None and ANY_DATABASE in (listener.databases or {}):
+        yield Conflict(("backend", "databases"), f'and "{ANY_DATABASE}" in databases say the same: keep one')
+    if (
+        listener.roles_query is not None
+        and listener.roles_query.backend is None
+        and len(listener.backends) > 1
+    ):
+        yield Conflict(
+            ("roles_query", "databases", "backend"),
+            "does not say which server knows the roles, and the listener leads to "
+            f"{', '.join(map(printable, listener.backends))}: give it one of the backends as backend",
+        )
+
+
+def database_problems(listener: Listener) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with the databases of a listener: (where in them, what) pairs."""
+    if listener.databases == {}:
+        yield (), "is empty: list databases with their backends, or leave the key out"
+    for name, database in (listener.databases or {}).items():
+        try:
+            parse_database_name(name)
+        except BadValue as error:
+            yield (name,), str(error)
+        if name == ANY_DATABASE and database.dbname is not None:
+            yield (
+                (name,),
+                "stands for every database that is not listed, and dbname would make them all one: leave it "
+                "out, or list the databases that are meant",
+            )
 
 
 def _range_conflicts(lowest: str, highest: str | None, range_error: str) -> Iterator[Conflict]:

@@ -9,7 +9,7 @@ from typing import Final
 from pydantic_core import ErrorDetails
 
 from pgtlsproxy.config.backend import Backend
-from pgtlsproxy.config.listener import Listener, RolesQuery
+from pgtlsproxy.config.listener import Database, Listener, RolesQuery
 from pgtlsproxy.config.model import Model
 from pgtlsproxy.config.settings import General, Log
 from pgtlsproxy.config.values import found
@@ -24,7 +24,7 @@ _PLACES: Final[Mapping[type[Model], str]] = {
     Backend: "a backend",
 }
 
-_NESTED: Final[Mapping[str, type[Model]]] = {"log": Log, "roles_query": RolesQuery}
+_NESTED: Final[Mapping[str, type[Model]]] = {"log": Log, "roles_query": RolesQuery, "databases": Database}
 """Settings that have settings of their own."""
 
 _REQUIRED: Final = {
@@ -56,6 +56,8 @@ def explain(detail: ErrorDetails, model: type[Model]) -> str:
             return f"found {found(value)}, expected on or off, without quotes"
         case "string_type":
             return f"found {found(value)}, expected a text; in quotes, if it looks like something else"
+        case "dict_type":
+            return f"found {found(value)}, expected databases with their backends (database: backend)"
         case "model_type":
             return f"found {found(value)}, expected settings (key: value)"
         case kind:

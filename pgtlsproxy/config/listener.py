@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
 
@@ -18,9 +19,12 @@ from pgtlsproxy.config.model import (
     one_of,
 )
 from pgtlsproxy.config.values import (
+    BadValue,
     Network,
     TCPAddress,
     UnixAddress,
+    found,
+    parse_database_name,
     parse_file_mode,
     parse_listen_address,
     parse_network,
@@ -30,11 +34,34 @@ from pgtlsproxy.identity import printable
 _ListenAddress = Annotated[TCPAddress | UnixAddress, BeforeValidator(parse_listen_address)]
 
 
+ANY_DATABASE: Final = "*"
+"""The name in `databases` that stands for all that are not listed, and for physical replication."""
+
+
+class Database(Model):
+    """Where the sessions of a database go on to. Ours, after PgBouncer's."""
+
+    backend: Text
+    """The name of the backend."""
+
+    dbname: Annotated[str | None, BeforeValidator(parse_database_name)] = None
+    """What the database is called there; None for the name that clients call it by."""
+
+
+def _database(value: object) -> object:
+    """The name of a backend is short for settings with nothing else."""
+    if isinstance(value, str):
+        return {"backend": value}
+    if isinstance(value, dict | Database):
+        return value
+    raise BadValue(f"found {found(value)}, expected the name of a backend, or backend: and dbname:")
+
+
 class RolesQuery(Model):
     """Whom to ask for the members of roles. Ours."""
 
     backend: Text | None = None
-    """The name of the backend to ask; None for the listener's own."""
+    """The name of the backend to ask; None for the listener's own, where it leads to one alone."""
 
     user: Text
     """The role that asks; the backend must let it in by the proxy's certificate or operating system user."""
@@ -62,7 +89,6 @@ class Listener(Model):
             "scram_secrets_file",
             "auth_query",
             "proxy_protocol_from",
-            "databases",
             "tcp_keepalives_idle",
             "tcp_keepalives_interval",
             "tcp_keepalives_count",
@@ -75,8 +101,12 @@ class Listener(Model):
     listen: Annotated[tuple[_ListenAddress, ...], FilledCommaList]
     """Where clients come: `host:port`, `[v6]:port`, `unix:/folder[:port]`; port 0 lets the system choose."""
 
-    backend: Text
-    """The name of the backend that its sessions go on to."""
+    backend: Text | None = None
+    """The name of the backend that its sessions go on to, whatever database they ask for but those of
+    `databases`."""
+
+    databases: dict[str, Annotated[Database, BeforeValidator(_database)]] | None = None
+    """Where the sessions of a database go on to, by its name; ANY_DATABASE is short for `backend`. Ours."""
 
     ssl: bool
     """Whether TLS is offered. In clear, on or off, only loopback, Unix sockets and `plaintext_from`
@@ -152,6 +182,34 @@ class Listener(Model):
 
     unix_socket_group: Text | None = None
     """Group of Unix sockets, a name or a quoted number; None for the process's own."""
+
+    def named_backends(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Each name of a backend that stands in the settings, behind its key path in them."""
+        if self.backend is not None:
+            yield ("backend",), self.backend
+        for name, database in (self.databases or {}).items():
+            yield ("databases", name), database.backend
+        if self.roles_query is not None and self.roles_query.backend is not None:
+            yield ("roles_query", "backend"), self.roles_query.backend
+
+    @property
+    def destinations(self) -> Mapping[str, Database]:
+        """Where sessions go on to, by the database that they ask for, ANY_DATABASE among them."""
+        others = {} if self.backend is None else {ANY_DATABASE: Database(backend=self.backend)}
+        return {**(self.databases or {}), **others}
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The names of the backends that its sessions go on to, each once."""
+        return tuple(dict.fromkeys(each.backend for each in self.destinations.values()))
+
+    def backend_asked(self, query: RolesQuery) -> str:
+        """The name of the backend that is asked for the members of roles.
+
+        Args:
+            query: its `roles_query`.
+        """
+        return query.backend or self.backends[0]
 
     @property
     def has_unix(self) -> bool:

@@ -15,6 +15,7 @@ from pgtlsproxy.config.consistency import (
     Conflict,
     backend_conflicts,
     backend_warnings,
+    database_problems,
     listen_conflicts,
     listener_conflicts,
     listener_warnings,
@@ -32,7 +33,6 @@ _M = TypeVar("_M", bound=Model)
 
 _STAND_INS: Final[Mapping[str, object]] = {
     "listen": ["127.0.0.1:0"],
-    "backend": "-",
     "ssl": False,
     "hba_file": "-",
     "login": "passthrough",
@@ -188,18 +188,16 @@ class _Loader:
     def _check_listeners(self, listeners: Mapping[str, _Entry[Listener]], backends: object) -> None:
         """What is wrong between listeners, and between them and the backends."""
         for name, entry in listeners.items():
-            query = entry.settings.roles_query
-            asked: dict[KeyPath, str | None] = {
-                ("backend",): entry.settings.backend,
-                ("roles_query", "backend"): None if query is None else query.backend,
-            }
-            for path, backend in asked.items():
-                if backend is None or not isinstance(backends, dict) or path[0] in entry.wrong:
+            place = "listeners", name
+            if "databases" not in entry.wrong:
+                for inside, what in database_problems(entry.settings):
+                    self._mistake((*place, "databases", *inside), what)
+            for path, backend in entry.settings.named_backends():
+                if not isinstance(backends, dict) or path[0] in entry.wrong or backend in backends:
                     continue
-                if backend not in backends:
-                    known = "; there are: " + ", ".join(map(printable, backends))
-                    what = f"there is no backend {found(backend)}{suggestion(backend, backends)}{known}"
-                    self._mistake(("listeners", name, *path), what)
+                known = "; there are: " + ", ".join(map(printable, backends))
+                what = f"there is no backend {found(backend)}{suggestion(backend, backends)}{known}"
+                self._mistake((*place, *path), what)
         usable = {name: entry.settings for name, entry in listeners.items() if "listen" not in entry.wrong}
         for name, index, what in listen_conflicts(usable):
             self._mistake(("listeners", name, "listen", index), what)

@@ -21,7 +21,7 @@ MAX_UNIX_PATH_OCTETS: Final = 107
 """`sun_path` of Linux's `struct sockaddr_un`, less its NUL."""
 
 MAX_NAME_OCTETS: Final = 63
-"""PostgreSQL's NAMEDATALEN - 1: no role has a longer name."""
+"""PostgreSQL's NAMEDATALEN - 1: no role and no database has a longer name."""
 
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _TIME: Final = re.compile(r"([0-9]{1,10}(?:\.[0-9]{1,10})?) *(ms|s|min|h|d|)")
@@ -304,6 +304,15 @@ def parse_role_name(value: object) -> str:
         raise BadValue(f"found {found(value)}, expected the name of a role in quotes")
     if not 0 < len(value.encode()) <= MAX_NAME_OCTETS:
         raise BadValue(f"{found(value)} is no role: names have 1 to {MAX_NAME_OCTETS} bytes")
+    return value
+
+
+def parse_database_name(value: object) -> str:
+    """The name of a PostgreSQL database."""
+    if not isinstance(value, str):
+        raise BadValue(f"found {found(value)}, expected the name of a database in quotes")
+    if not 0 < len(value.encode()) <= MAX_NAME_OCTETS or "\0" in value:
+        raise BadValue(f"{found(value)} is no database: names have 1 to {MAX_NAME_OCTETS} bytes, and no NUL")
     return value
 
 

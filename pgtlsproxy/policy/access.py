@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, replace
 
 from pgtlsproxy.identity import ProofKind, printable
 from pgtlsproxy.policy.addresses import Network
+from pgtlsproxy.policy.databases import BackendTerms, Databases, Destination
 from pgtlsproxy.policy.hba import ClientCert, HbaRule, HbaRules, Method, Replication
 from pgtlsproxy.policy.ident import IdentMaps
 from pgtlsproxy.policy.matching import Undecidable, first_match, lookup_detail
 from pgtlsproxy.policy.names import Checked, NameCheck
-from pgtlsproxy.policy.proofs import Evidence, Login, evidence, proof
+from pgtlsproxy.policy.proofs import PROVED_HERE, Evidence, Login, evidence, proof
 from pgtlsproxy.policy.records import LineRef
 from pgtlsproxy.policy.refusals import AccessRefused, DecidedBy
-from pgtlsproxy.policy.replies import no_entry, rejects
+from pgtlsproxy.policy.replies import failed, no_database, no_entry, rejects
 from pgtlsproxy.policy.request import AccessRequest, Fact, Facts, Needs
 from pgtlsproxy.policy.roles import Memberships
 
@@ -42,33 +43,25 @@ class Rules:
     """What one listener decides by.
 
     Args:
-        listener, backend: their names.
+        listener: its name.
         hba: the lines of pg_hba.conf.
         ident: the maps of pg_ident.conf.
         issuers: the key of each CA that is trusted about clients, by its subject; None for a name that
             several keys bear. Empty where no line asks for one.
         roles: who is a member of which role, by the roles_file; None where there is none.
-        looks_up_roles: whether that is a fact which the backend can be asked for.
+        looks_up_roles: whether that is a fact which a backend can be asked for.
         plaintext_from: networks beyond loopback that may start a session in clear text.
-        login: how the backend is satisfied.
-        own_credential: whether the backend sees a credential of the proxy: login `certificate` or
-            `passfile`, a certificate of the proxy, or a Unix socket where `peer` sees the proxy.
-        reserved_users: users who need a line that names them where `own_credential`.
-        require_auth_none: whether the backend may let sessions in without asking the client.
+        databases: where each database leads.
     """
 
     listener: str
-    backend: str
     hba: HbaRules
     ident: IdentMaps
     issuers: Mapping[str, str | None] = field(default_factory=dict)
     roles: Memberships | None = None
     looks_up_roles: bool = False
     plaintext_from: tuple[Network, ...]
-    login: Login
-    own_credential: bool
-    reserved_users: frozenset[str]
-    require_auth_none: bool
+    databases: Databases
 
     @property
     def knows_roles(self) -> bool:
@@ -98,6 +91,7 @@ class Grant:
     Args:
         listener, backend: their names; whoever dials reads the backend here.
         user, database, replication: as in the request.
+        backend_database: what the database is called at the backend.
         method: the method of the deciding line.
         login: how the backend is satisfied.
         accepts: the proofs of which one must be had before the client is let in.
@@ -114,6 +108,7 @@ class Grant:
     backend: str
     user: str
     database: str
+    backend_database: str
     replication: Replication
     method: Method
     login: Login
@@ -158,16 +153,19 @@ def _decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs
     checked = check.names(request, facts)
     if isinstance(checked, Needs):
         return checked
-    is_fenced = _fence(rules, rule, request, checked)
+    destination = _destination(rules, rule, request)
+    backend = destination.backend
+    is_fenced = _fence(backend, rule, request, checked)
     return Grant(
         listener=rules.listener,
-        backend=rules.backend,
+        backend=backend.name,
         user=request.user,
         database=request.database,
+        backend_database=destination.called(request.database),
         replication=request.replication,
         method=rule.method,
-        login=rules.login,
-        accepts=_accepts(rules, rule, request),
+        login=backend.login,
+        accepts=_accepts(backend, rule, request),
         identity=checked.identity,
         certificate_sha256=None if request.certificate is None else request.certificate.sha256,
         is_fenced=is_fenced,
@@ -216,7 +214,34 @@ def _refuse_clear_text(rules: Rules, request: AccessRequest) -> None:
     )
 
 
-def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: Checked) -> bool:
+def _destination(rules: Rules, rule: HbaRule, request: AccessRequest) -> Destination:
+    """Where a client goes on to whom a line and its names let in.
+
+    Raises:
+        AccessRefused: what it asks for is not there. Which databases there are is for users who have proved
+            themselves: who still would have to, and cannot where there is no backend to ask, is answered as
+            if that had failed.
+    """
+    destination = rules.databases.destination(request.database, request.replication)
+    if destination is not None:
+        return destination
+    if request.replication is Replication.PHYSICAL:
+        asked_for, reply, sqlstate = 'physical replication, which goes to "*"', rejects(request), "28000"
+    else:
+        asked_for = f'database "{printable(request.database)}", which is not listed'
+        reply, sqlstate = no_database(request), "3D000"
+    if evidence(rule) not in PROVED_HERE:
+        reply, sqlstate = failed(rule.method, request)
+    raise AccessRefused(
+        f'the client asks for {asked_for}, and databases of listener {rules.listener} has no "*"',
+        reply=reply,
+        sqlstate=sqlstate,
+        decided_by=DecidedBy.DATABASES,
+        rule=rule,
+    )
+
+
+def _fence(backend: BackendTerms, rule: HbaRule, request: AccessRequest, checked: Checked) -> bool:
     """Keep reserved users and replication out unless somebody meant it.
 
     Where the backend believes the proxy's own credential, a general line (`all`, a pattern) must not reach a
@@ -227,7 +252,7 @@ def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: Checked
         Whether nobody meant it, where the backend is not known to believe the proxy. One that trusts the
         proxy's address does, and shows it only when it lets the session in unasked.
     """
-    is_reserved = request.user in rules.reserved_users
+    is_reserved = request.user in backend.reserved_users
     if not (is_reserved or request.replication is not Replication.NONE):
         return False
     what = f'user "{printable(request.user)}" is in reserved_users' if is_reserved else "replication"
@@ -239,31 +264,31 @@ def _fence(rules: Rules, rule: HbaRule, request: AccessRequest, checked: Checked
         problem = f"{what}: with the proxy's own credential the map must name the user; {ident.ref} does not"
     else:
         return False
-    if not rules.own_credential:
+    if not backend.own_credential:
         return True
     raise AccessRefused(
         problem, reply=rejects(request), decided_by=DecidedBy.RESERVED_USERS, rule=rule, ident=ident
     )
 
 
-def _accepts(rules: Rules, rule: HbaRule, request: AccessRequest) -> frozenset[ProofKind]:
+def _accepts(backend: BackendTerms, rule: HbaRule, request: AccessRequest) -> frozenset[ProofKind]:
     """The proofs of which one must be had; the loader has refused lines without any, and so does this."""
-    match proof(rule, rules.login):
+    match proof(rule, backend.login):
         case None:
-            problem = f"login {rules.login} can have no proof for method {rule.method}"
-        case ProofKind.LITERAL_LOCAL_USER if not _is_literal_local(rules, rule, request):
-            problem = f"login {rules.login} needs a line for literal local users"
-        case ProofKind.BACKEND_CHALLENGE if rules.require_auth_none and evidence(rule) is Evidence.NOTHING:
+            problem = f"login {backend.login} can have no proof for method {rule.method}"
+        case ProofKind.LITERAL_LOCAL_USER if not _is_literal_local(backend, rule, request):
+            problem = f"login {backend.login} needs a line for literal local users"
+        case ProofKind.BACKEND_CHALLENGE if backend.require_auth_none and evidence(rule) is Evidence.NOTHING:
             return frozenset({ProofKind.BACKEND_CHALLENGE, ProofKind.REQUIRE_AUTH_NONE})
         case kind:
             return frozenset({kind})
     raise AccessRefused(problem, reply=rejects(request), decided_by=DecidedBy.PROOF, rule=rule)
 
 
-def _is_literal_local(rules: Rules, rule: HbaRule, request: AccessRequest) -> bool:
+def _is_literal_local(backend: BackendTerms, rule: HbaRule, request: AccessRequest) -> bool:
     return (
         request.address.is_local
         and rule.is_loopback_only
         and rule.has_literal_users_only
-        and request.user not in rules.reserved_users
+        and request.user not in backend.reserved_users
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Final
 
 from pgtlsproxy.identity import ProofKind
 from pgtlsproxy.policy.hba import ClientCert, HbaRule, Method
@@ -52,6 +53,10 @@ PROOFS: Mapping[tuple[Evidence, Login], ProofKind] = MappingProxyType(
 )
 """What is missing has no proof and is refused: where the proxy logs in with its own credential, the backend
 does not ask the client, and to ask it here would need the users' secrets."""
+
+
+PROVED_HERE: Final = frozenset({Evidence.NAMED_CERTIFICATE, Evidence.OS_USER})
+"""Evidence that names the user, and has been judged when a line's names were: no backend has to ask."""
 
 
 def evidence(rule: HbaRule) -> Evidence:

@@ -18,6 +18,7 @@ class DecidedBy(enum.StrEnum):
     PLAINTEXT_FROM = "plaintext_from"
     RESERVED_USERS = "reserved_users"
     PROOF = "proof"
+    DATABASES = "databases"
 
 
 class AccessRefused(AccessDenied):

@@ -24,6 +24,14 @@ def rejects(request: AccessRequest) -> str:
     return f"pg_hba.conf rejects connection for {_origin(request)}"
 
 
+def no_database(request: AccessRequest) -> str:
+    """There is no such database. PostgreSQL says so behind the authentication, with 3D000.
+
+    (`InitPostgres`, src/backend/utils/init/postinit.c)
+    """
+    return f'database "{printable(request.database)}" does not exist'
+
+
 def failed(method: Method, request: AccessRequest) -> tuple[str, str]:
     """A method's refusal and its SQLSTATE: a wrong name is answered as a wrong password is."""
     user = printable(request.user)

@@ -6,13 +6,14 @@ idle at one of them serves at another: it is told only where it serves at none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pgtlsproxy.errors import Mistake
 from pgtlsproxy.identity import printable
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.policy.anchoring import is_anchored
+from pgtlsproxy.policy.databases import BackendTerms
 from pgtlsproxy.policy.idle import Door, idle_lines, ways
 from pgtlsproxy.policy.pattern import Pattern
 from pgtlsproxy.policy.records import LineRef, Token
@@ -26,12 +27,12 @@ class Reviewed:
     Args:
         rules: its policy.
         door: how clients come to it.
-        reserved_users: those of its backend's that the configuration lists, and not only the default does.
+        reserved_users: by backend, those that the configuration lists, and not only the default does.
     """
 
     rules: Rules
     door: Door
-    reserved_users: frozenset[str] = frozenset()
+    reserved_users: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def review(listeners: Sequence[Reviewed]) -> list[Mistake]:
@@ -116,30 +117,41 @@ def _is_whole(token: Pattern) -> bool:
 
 def _unnamed_reserved_users(listeners: Sequence[Reviewed]) -> Iterator[Mistake]:
     named = {
-        (one.rules.backend, token.text)
+        (backend.name, token.text)
         for one in listeners
         for rule in one.rules.hba
         for token in rule.users
         if rule.names_user(token.text)
+        for backend in one.rules.databases.reached_by(rule.databases)
     }
     told: set[tuple[str, str]] = set()
     for one in listeners:
-        backend = one.rules.backend
-        if not one.rules.own_credential:
-            continue
-        for user in sorted(one.reserved_users):
-            rule = next((rule for rule in _open_lines(one) if _means(rule, user, one.rules)), None)
-            if rule is None or (backend, user) in named | told:
-                continue
-            told.add((backend, user))
-            yield rule.ref.mistake(
-                f'user "{printable(user)}" is in reserved_users of backend {backend} and comes to this line, '
-                "which does not name it: it is refused; name it in a line of its own, or reject it there"
-            )
+        for backend in one.rules.databases.backends:
+            for user in sorted(one.reserved_users.get(backend.name, ())):
+                if not backend.own_credential or (backend.name, user) in named | told:
+                    continue
+                rule = next(
+                    (rule for rule in _open_lines(one, backend) if _means(rule, user, one.rules)), None
+                )
+                if rule is None:
+                    continue
+                told.add((backend.name, user))
+                yield rule.ref.mistake(
+                    f'user "{printable(user)}" is in reserved_users of backend {backend.name} and comes to '
+                    "this line, which does not name it: it is refused; name it in a line of its own, or "
+                    "reject it there"
+                )
 
 
-def _open_lines(one: Reviewed) -> Iterable[HbaRule]:
-    return (rule for rule in one.rules.hba if rule.method is not Method.REJECT and ways(rule, one.door))
+def _open_lines(one: Reviewed, backend: BackendTerms) -> Iterable[HbaRule]:
+    """The lines by which somebody may come to a backend."""
+    return (
+        rule
+        for rule in one.rules.hba
+        if rule.method is not Method.REJECT
+        and ways(rule, one.door)
+        and backend in one.rules.databases.reached_by(rule.databases)
+    )
 
 
 def _means(rule: HbaRule, user: str, rules: Rules) -> bool:

@@ -2,18 +2,19 @@
 
 A line that could let in somebody unproven, or that can never work, is refused when it is loaded, not when
 somebody comes. Only lines that a client of this listener can reach are judged, so that one file can serve a
-Unix socket and a TCP listener.
+Unix socket and a TCP listener, and each for the backends alone to which its databases lead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from pgtlsproxy.errors import Mistake
 from pgtlsproxy.identity import ProofKind, printable
 from pgtlsproxy.policy.access import Rules
+from pgtlsproxy.policy.databases import BackendTerms
 from pgtlsproxy.policy.hba import ClientCert, ConnectionType, HbaRule, Method
 from pgtlsproxy.policy.proofs import Evidence, Login, evidence, proof
 from pgtlsproxy.policy.roles import Memberships
@@ -65,8 +66,16 @@ class Soundness:
     warnings: tuple[Mistake, ...] = ()
 
 
-def check_soundness(rules: Rules, transports: ListenerTransports, backend: BackendFacts) -> Soundness:
-    """Judge every line that clients of a listener can reach."""
+def check_soundness(
+    rules: Rules, transports: ListenerTransports, backends: Mapping[str, BackendFacts]
+) -> Soundness:
+    """Judge every line that clients of a listener can reach.
+
+    Args:
+        rules: its policy.
+        transports: how they come to it.
+        backends: what is known of the backends to which its databases lead, by name.
+    """
     mistakes: list[Mistake] = []
     warnings: list[Mistake] = []
     maps = rules.ident.names
@@ -81,7 +90,14 @@ def check_soundness(rules: Rules, transports: ListenerTransports, backend: Backe
             )
         elif _is_reachable(rule, transports):
             mistakes.extend(_mistakes(rules, rule, transports, maps))
-            warnings.extend(_warnings(rules, rule, backend))
+            if rule.method is Method.REJECT:
+                continue
+            reached = rules.databases.reached_by(rule.databases)
+            if not reached:
+                warnings.append(rule.ref.mistake(_leads_nowhere(rules)))
+            for backend in reached:
+                mistakes.extend(_backend_mistakes(rule, backend))
+                warnings.extend(_backend_warnings(rule, backend, backends[backend.name]))
     mistakes.extend(
         ref.mistake(_without_roles(rules)) for ref in rules.ident.roles.values() if not rules.knows_roles
     )
@@ -162,46 +178,56 @@ def _mistakes(
             f'map "{printable(rule.map)}" has no line in the ident_file of listener {rules.listener}: '
             "nobody could connect by this line"
         )
-    match proof(rule, rules.login):
+
+
+def _leads_nowhere(rules: Rules) -> str:
+    return (
+        f"lets nobody in: no database of this line is in databases of listener {rules.listener}, which has "
+        'no "*" for others and for replication; list one there, or take the line out'
+    )
+
+
+def _backend_mistakes(rule: HbaRule, backend: BackendTerms) -> Iterator[Mistake]:
+    match proof(rule, backend.login):
         case None:
             yield rule.ref.mistake(
-                f"{rule.method} with login: {rules.login} (backend {rules.backend}) would have to be asked "
+                f"{rule.method} with login: {backend.login} (backend {backend.name}) would have to be asked "
                 "here, which needs the users' secrets and is not in this version; use cert, peer, or login: "
                 "passthrough"
             )
-        case ProofKind.LITERAL_LOCAL_USER if (problem := _unproven(rules, rule)) is not None:
+        case ProofKind.LITERAL_LOCAL_USER if (problem := _unproven(backend, rule)) is not None:
             yield rule.ref.mistake(
-                f"trust with login: {rules.login} would let anybody be such a user at backend "
-                f"{rules.backend}: {problem}; use cert or peer, or list literal users at a Unix socket or "
+                f"trust with login: {backend.login} would let anybody be such a user at backend "
+                f"{backend.name}: {problem}; use cert or peer, or list literal users at a Unix socket or "
                 "loopback address"
             )
         case _:
             return
 
 
-def _unproven(rules: Rules, rule: HbaRule) -> str | None:
+def _unproven(backend: BackendTerms, rule: HbaRule) -> str | None:
     """Why a line that asks for no proof is not confined to literal local users; None where it is."""
     if not rule.is_loopback_only:
         return "the address is not a numeric one inside 127.0.0.0/8 or ::1/128"
     if not rule.has_literal_users_only:
         return "the users are not listed by name"
-    if reserved := sorted(rules.reserved_users.intersection(token.text for token in rule.users)):
+    if reserved := sorted(backend.reserved_users.intersection(token.text for token in rule.users)):
         return f"{', '.join(map(printable, reserved))} is in reserved_users"
     return None
 
 
-def _warnings(rules: Rules, rule: HbaRule, backend: BackendFacts) -> Iterator[Mistake]:
-    if rule.method is Method.REJECT or proof(rule, rules.login) is not ProofKind.BACKEND_CHALLENGE:
+def _backend_warnings(rule: HbaRule, backend: BackendTerms, facts: BackendFacts) -> Iterator[Mistake]:
+    if proof(rule, backend.login) is not ProofKind.BACKEND_CHALLENGE:
         return
-    if rules.require_auth_none and evidence(rule) is Evidence.NOTHING:
+    if backend.require_auth_none and evidence(rule) is Evidence.NOTHING:
         yield rule.ref.mistake(
-            f"require_auth of backend {rules.backend} says none: whoever this line admits is let in as any "
+            f"require_auth of backend {backend.name} says none: whoever this line admits is let in as any "
             "user that the backend does not ask for a proof"
         )
-    elif backend.sslcert or backend.unix_socket:
-        credential = "certificate (sslcert)" if backend.sslcert else "operating system user (Unix socket)"
+    elif facts.sslcert or facts.unix_socket:
+        credential = "certificate (sslcert)" if facts.sslcert else "operating system user (Unix socket)"
         yield rule.ref.mistake(
-            f"backend {rules.backend} sees the proxy's own {credential}: clients of this line are refused "
+            f"backend {backend.name} sees the proxy's own {credential}: clients of this line are refused "
             f"wherever it believes that instead of asking them; consider login: {Login.CERTIFICATE}, or cert "
             "or peer here"
         )

@@ -63,7 +63,8 @@ async def authorise(negotiated: Negotiated, look_ups: LookUps, log: SessionLog) 
         if refusal.hba is None and refusal.decided_by is DecidedBy.HBA:
             log.note(hba_file=accepted.listener.settings.hba_file)  # none of its lines applies
         raise
-    log.note(method=grant.method, login=grant.login, backend=grant.backend, identity=grant.identity)
+    log.note(method=grant.method, login=grant.login, identity=grant.identity)
+    log.note(backend=grant.backend, backend_database=grant.backend_database)
     _note_lines(log, grant.hba, grant.ident)
     return grant
 
@@ -114,7 +115,7 @@ async def _with_fact(
         case Fact.ROLES:
             query = listener.settings.roles_query
             assert query is not None  # noqa: S101 - the loader takes no lines for roles without
-            backend = listener.backends[query.backend or listener.rules.backend]
+            backend = listener.backends[listener.settings.backend_asked(query)]
             return replace(facts, roles=await look_ups.backend_roles.of(request.user, backend, query))
 
 

@@ -24,7 +24,7 @@ from pgtlsproxy.proxy.dial import dial
 from pgtlsproxy.proxy.mailboxes import Mailboxes, Routed
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.shared_table import WorkerSlot
-from pgtlsproxy.proxy.snapshot import BackendSnapshot
+from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot
 from pgtlsproxy.proxy.stages import Accepted, BackendAddress, LoggedIn
 from pgtlsproxy.tls.stream import LegLost
 
@@ -93,7 +93,7 @@ class Cancels:
         """Carry a request to its backend and wait until that has taken it. Never fails.
 
         A key of a session here reaches the address that this session is connected to. An unknown one may
-        be another replica's: it goes to the listener's backend, within the budget.
+        be another replica's: it goes to the listener's backends in turn, within the budget.
         """
         with trio.move_on_after(CANCEL_SECONDS):
             await self._forward(accepted, request)
@@ -128,11 +128,7 @@ class Cancels:
         return True
 
     async def _forward_unknown(self, accepted: Accepted, request: CancelRequest) -> None:
-        backends = [
-            backend
-            for backend in accepted.listener.backends.values()
-            if backend.settings.cancel_unknown == "forward"
-        ]
+        backends = _take_unknown(accepted.listener)
         if not backends:
             self._dropped(accepted, "no live session has this key (cancel_unknown: drop)")
             return
@@ -145,9 +141,11 @@ class Cancels:
                 self._dropped(accepted, "too many CancelRequests with unknown keys are under way")
                 return
             for backend in backends:
-                candidates = Candidates(backend.settings, self._resolver)
-                while (address := await candidates.next()) is not None:
-                    await self._send(backend, address, request)
+                # One that does not answer leaves the others their share of the time.
+                with trio.move_on_after(CANCEL_SECONDS / len(backends)):
+                    candidates = Candidates(backend.settings, self._resolver)
+                    while (address := await candidates.next()) is not None:
+                        await self._send(backend, address, request)
 
     async def _send(self, backend: BackendSnapshot, address: BackendAddress, request: CancelRequest) -> None:
         try:
@@ -172,3 +170,14 @@ class Cancels:
                 client_addr=str(accepted.address),
                 reason=reason,
             )
+
+
+def _take_unknown(listener: ListenerSnapshot) -> list[BackendSnapshot]:
+    """The backends to which a request goes whose key no session here has.
+
+    It may be meant for any of them. Where databases lead to several that has to be wished for: one request
+    of anybody's would become many.
+    """
+    default = "forward" if listener.settings.databases is None else "drop"
+    backends = [listener.backends[name] for name in listener.settings.backends]
+    return [backend for backend in backends if (backend.settings.cancel_unknown or default) == "forward"]

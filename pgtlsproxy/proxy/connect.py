@@ -6,6 +6,7 @@ The next address is tried after a failed dial, a failed verification, silence, o
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -90,20 +91,21 @@ def _startup_for(negotiated: Negotiated, grant: Grant, backend: Backend) -> byte
     `pgtlsproxy.*` were dropped when its StartupMessage was parsed.
     """
     accepted, certificate = negotiated.accepted, negotiated.certificate
+    startup = replace(negotiated.startup, database=grant.backend_database)
     name = certificate.dn if certificate is not None else grant.identity or ""
     extra: list[tuple[str, str]] = []
     if backend.application_name_add is not None:
         added = backend.application_name_add.format(
             addr=accepted.address, port=accepted.address.port or "", name=name, session=accepted.session
         )
-        extra.append(("application_name", joined_application_name(negotiated.startup, added)))
+        extra.append(("application_name", joined_application_name(startup, added)))
     if backend.client_address:
         extra += [
             ("pgtlsproxy.client_addr", str(accepted.address)),
             ("pgtlsproxy.client_name", name),
             ("pgtlsproxy.session", accepted.session),
         ]
-    return encode_startup(negotiated.startup, newest=backend.max_protocol_version, extra=extra)
+    return encode_startup(startup, newest=backend.max_protocol_version, extra=extra)
 
 
 def joined_application_name(startup: StartupMessage, added: str) -> str:

@@ -5,12 +5,13 @@ Nothing here knows TLS, so that whoever only asks about a policy need not load i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from pgtlsproxy.config import Listener
+from pgtlsproxy.config import ANY_DATABASE, Backend, Listener
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Login, Rules
+from pgtlsproxy.policy.databases import BackendTerms, Databases, Destination
 from pgtlsproxy.policy.hba import Method, parse_hba
 from pgtlsproxy.policy.ident import IdentMaps, parse_ident
 from pgtlsproxy.policy.inclusion import Sources
@@ -35,7 +36,6 @@ def make_rules(files: SnapshotFiles, name: str, listener: Listener, warn: Callab
         ConfigError: with every mistake in it.
     """
     assert files.settings is not None  # noqa: S101 - policies are made of a YAML file that can be used
-    backend = files.settings.backends[listener.backend]
     mistakes: list[Mistake] = []
     hba = ident = roles = None
     try:
@@ -56,16 +56,12 @@ def make_rules(files: SnapshotFiles, name: str, listener: Listener, warn: Callab
         raise ConfigError(mistakes)
     rules = Rules(
         listener=name,
-        backend=listener.backend,
         hba=hba,
         ident=ident or IdentMaps(),
         roles=roles,
         looks_up_roles=listener.roles_query is not None,
         plaintext_from=listener.plaintext_from,
-        login=Login(backend.login),
-        own_credential=backend.uses_own_credential,
-        reserved_users=frozenset(backend.reserved_users),
-        require_auth_none=backend.allows_none,
+        databases=_databases(listener, files.settings.backends),
     )
     transports = ListenerTransports(
         unix=listener.has_unix,
@@ -73,7 +69,11 @@ def make_rules(files: SnapshotFiles, name: str, listener: Listener, warn: Callab
         tls=listener.ssl,
         has_client_ca=listener.ssl_ca_file is not None,
     )
-    facts = BackendFacts(sslcert=backend.sslcert is not None, unix_socket=backend.has_unix_host)
+    facts = {
+        each: BackendFacts(sslcert=backend.sslcert is not None, unix_socket=backend.has_unix_host)
+        for each in listener.backends
+        for backend in (files.settings.backends[each],)
+    }
     found = check_soundness(rules, transports, facts)
     for warning in found.warnings:
         warn(warning)
@@ -82,6 +82,25 @@ def make_rules(files: SnapshotFiles, name: str, listener: Listener, warn: Callab
     if (closed := _closed_socket(files.path, name, listener, rules)) is not None:
         warn(closed)
     return rules
+
+
+def _databases(listener: Listener, backends: Mapping[str, Backend]) -> Databases:
+    """Where the databases of a listener lead."""
+    terms = {
+        name: BackendTerms(
+            name=name,
+            login=Login(backends[name].login),
+            own_credential=backends[name].uses_own_credential,
+            reserved_users=frozenset(backends[name].reserved_users),
+            require_auth_none=backends[name].allows_none,
+        )
+        for name in listener.backends
+    }
+    listed = {
+        name: Destination(terms[each.backend], each.dbname) for name, each in listener.destinations.items()
+    }
+    others = listed.pop(ANY_DATABASE, None)
+    return Databases(listed=listed, others=others)
 
 
 def _closed_socket(path: str, name: str, listener: Listener, rules: Rules) -> Mistake | None:

@@ -24,8 +24,11 @@ def review_policies(settings: Settings, policies: Iterable[Rules]) -> list[Mista
     """
     reviewed = []
     for rules in policies:
-        backend = settings.backends[rules.backend]
-        listed = rules.reserved_users if "reserved_users" in backend.model_fields_set else frozenset[str]()
+        listed = {
+            backend.name: backend.reserved_users
+            for backend in rules.databases.backends
+            if "reserved_users" in settings.backends[backend.name].model_fields_set
+        }
         reviewed.append(Reviewed(rules, _door(settings.listeners[rules.listener]), listed))
     return review(reviewed)
 

@@ -74,7 +74,7 @@ async def probe(backend: BackendSnapshot, resolver: Resolver) -> list[Probed]:
 
 async def ask_for_roles(listener: ListenerSnapshot, query: RolesQuery, resolver: Resolver) -> RolesAsked:
     """Ask for the members of roles as a listener would for its first session."""
-    backend = listener.backends[query.backend or listener.rules.backend]
+    backend = listener.backends[listener.settings.backend_asked(query)]
     problem = f"no answer within {FETCH_SECONDS:g} s"
     with trio.move_on_after(FETCH_SECONDS):
         try:

@@ -24,6 +24,7 @@ from pgtlsproxy.proxy.issuers import knowing_issuers, with_trusted_issuers
 from pgtlsproxy.proxy.policies import make_rules
 from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
+from pgtlsproxy.strict_yaml import show_path
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions
 from pgtlsproxy.tls.trust import Trust
 
@@ -297,17 +298,14 @@ class _Builder:
         rules = with_trusted_issuers(rules, trust)
         wanted = self._files.settings
         backends: dict[str, BackendSnapshot] = {}
-        query = settings.roles_query
-        asked = None if query is None else query.backend
-        for key, wanted_name in (("backend", settings.backend), ("roles_query.backend", asked)):
-            if wanted_name is None:
-                continue
+        for key, wanted_name in settings.named_backends():
             backend = self._backends.get(wanted_name)
             if backend is None or wanted is None or backend.settings is not wanted.backends[wanted_name]:
                 if self._old is None:
                     return None  # what is wrong with the backend ends the start, and has been told
                 problem = f"backend {wanted_name} does not load, and the policy was written for it"
-                raise ConfigError([Mistake(f"{self._files.path}: listeners.{name}.{key}", problem)])
+                place = f"{self._files.path}: {show_path(('listeners', name, *key))}"
+                raise ConfigError([Mistake(place, problem)])
             backends[wanted_name] = backend
         return settings, rules, backends
 

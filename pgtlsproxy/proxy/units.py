@@ -89,12 +89,10 @@ class Units:
     def _warn_of_no_end_point_hash(self, where: str, listener: Listener, leaf: x509.Certificate) -> None:
         """Say that libpq gives up where it is offered channel binding to such a certificate."""
         settings = self._files.settings
-        backend = settings.backends[listener.backend] if settings is not None else None
-        may_offer_binding = (
-            backend is not None
-            and backend.login == "passthrough"
-            and backend.has_tcp_host
-            and backend.sslmode != "disable"
+        backends = [settings.backends[each] for each in listener.backends] if settings is not None else []
+        may_offer_binding = any(
+            backend.login == "passthrough" and backend.has_tcp_host and backend.sslmode != "disable"
+            for backend in backends
         )
         if may_offer_binding and end_point_hash_name(leaf) is None:
             self._warn(

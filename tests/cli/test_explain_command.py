@@ -58,6 +58,7 @@ FIELDS = {
     "reason": (str,),
     "listener": (str, type(None)),
     "backend": (str, type(None)),
+    "backend_database": (str, type(None)),
     "login": (str, type(None)),
     "needs": (str, type(None)),
     "hba": (dict, type(None)),

@@ -18,11 +18,13 @@ BASE_B = {"host": "db.example.com", "sslrootcert": "ca.crt", "login": "passthrou
 CERT_B = {**BASE_B, "login": "certificate", "sslcert": "p.crt", "sslkey": "p.key"}
 
 
-def text(listener=BASE_L, backend=BASE_B, top=(), more_listeners=None):
+def text(listener=BASE_L, backend=BASE_B, top=(), more_listeners=None, more_backends=()):
     lines = [f"{k}: {v}" for k, v in dict(top).items()] + ["listeners:"]
     for name, listener_ in {"main": listener, **(more_listeners or {})}.items():
         lines += [f"  {name}:"] + [f"    {k}: {v}" for k, v in listener_.items() if v is not None]
-    lines += ["backends:", "  primary:"] + [f"    {k}: {v}" for k, v in backend.items() if v is not None]
+    lines += ["backends:"]
+    for name in ("primary", *more_backends):
+        lines += [f"  {name}:"] + [f"    {k}: {v}" for k, v in backend.items() if v is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -82,6 +84,10 @@ def in_clear(**k):
 
 def with_tls(**k):
     return text({**TLS_L, **k})
+
+
+def with_databases(databases):
+    return in_clear(backend=None, databases=databases)
 
 
 def passthrough(**k):
@@ -251,6 +257,52 @@ CASES = {
         "out of range",
     ),
     "roles_query_list": (in_clear(roles_query="[a]"), LM + "roles_query", "expected settings"),
+    "database_backend": (with_databases("{a: nowhere}"), LM + "databases.a", "no backend", "primary"),
+    "database_backend_long": (
+        with_databases("{a: {backend: primry}}"),
+        LM + "databases.a",
+        "did you mean primary?",
+    ),
+    "database_number": (with_databases("{a: 5}"), LM + "databases.a", "the name of a backend"),
+    "database_nothing": (with_databases("{a: {}}"), LM + "databases.a.backend", "is missing"),
+    "database_null": (with_databases("{a: }"), LM + "databases.a", "no value"),
+    "database_unknown_key": (
+        with_databases("{a: {backend: primary, dbnam: b}}"),
+        LM + "databases.a.dbnam",
+        "did you mean dbname?",
+    ),
+    "database_key_of_a_backend": (
+        with_databases("{a: {backend: primary, host: b}}"),
+        LM + "databases.a.host",
+        "a setting of a backend",
+    ),
+    "dbname_number": (with_databases("{a: {backend: primary, dbname: 5}}"), LM + "databases.a.dbname"),
+    "dbname_empty": (with_databases('{a: {backend: primary, dbname: ""}}'), LM + "databases.a.dbname"),
+    "dbname_nul": (
+        with_databases(r'{a: {backend: primary, dbname: "a\0b"}}'),
+        LM + "databases.a.dbname",
+        "NUL",
+    ),
+    "dbname_of_all": (
+        with_databases('{"*": {backend: primary, dbname: b}}'),
+        LM + 'databases."*"',
+        "list the databases that are meant",
+    ),
+    "database_name_long": (with_databases(f"{{{'a' * 64}: primary}}"), LM + "databases.aaa", "63 bytes"),
+    "database_name_number": (with_databases("{5: primary}"), LM + "databases", "quote"),
+    "databases_empty": (with_databases("{}"), LM + "databases", "is empty"),
+    "databases_text": (with_databases("primary"), LM + "databases", "database: backend"),
+    "databases_list": (with_databases("[a, b]"), LM + "databases", "database: backend"),
+    "databases_and_backend": (
+        in_clear(databases='{"*": primary}'),
+        LM + "backend",
+        "keep one",
+    ),
+    "roles_query_of_several": (
+        text({**BASE_L, "databases": "{a: other}", "roles_query": "{user: x}"}, more_backends=["other"]),
+        LM + "roles_query",
+        "other, primary",
+    ),
     "roles_query_backend": (
         in_clear(roles_query="{user: a, backend: x}"),
         LM + "roles_query.backend",
@@ -275,7 +327,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 LATER = {
     "": "drain_timeout drain_delay max_connections_per_source max_connections_per_user status console reuse_port max_handshakes dns_cache",
-    "l": "scram_secrets_file auth_query proxy_protocol_from databases tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
+    "l": "scram_secrets_file auth_query proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime passfile proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
 }
 
@@ -417,6 +469,17 @@ def test_settings_are_frozen():
     for o, k in ((s, "max_connections"), (s.listeners["main"], "ssl"), (s.backends["primary"], "login")):
         with pytest.raises(ValidationError):
             setattr(o, k, 1)
+
+
+def test_databases_lead_to_backends_and_backend_is_short_for_all_others():
+    databases = "{crm: primary, crm_ro: {backend: other, dbname: crm}}"
+    listener = load(text({**BASE_L, "databases": databases}, more_backends=["other"])).listeners["main"]
+    found = {name: (each.backend, each.dbname) for name, each in listener.destinations.items()}
+    assert found == {"crm": ("primary", None), "crm_ro": ("other", "crm"), "*": ("primary", None)}
+    assert listener.backends == ("primary", "other")
+    star = load(with_databases('{a: primary, "*": primary}')).listeners["main"]
+    assert (list(star.destinations), star.backends) == (["a", "*"], ("primary",))
+    assert list(load(with_databases("{a: primary}")).listeners["main"].destinations) == ["a"]
 
 
 def test_ssl_ecdh_curve_is_ssl_groups():

@@ -8,7 +8,7 @@ import pytest
 
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.explaining import OLDER_NAMES
-from pgtlsproxy.config.listener import Listener, RolesQuery
+from pgtlsproxy.config.listener import Database, Listener, RolesQuery
 from pgtlsproxy.config.settings import General, Log
 from pgtlsproxy.config.values import parse_time
 from pgtlsproxy.tls.contexts import DEFAULT_CLIENT_GROUPS
@@ -18,6 +18,7 @@ PLACES = {
     "General": General,
     "log": Log,
     "listeners.NAME": Listener,
+    "databases": Database,
     "roles_query": RolesQuery,
     "backends.NAME": Backend,
 }
@@ -30,6 +31,7 @@ STAND_INS = {
     "ssl_dh_params_file": "PostgreSQL's, of 2048 bits",
     "unix_socket_group": "the process's",
     "require_auth": "any proof",
+    "cancel_unknown": "`forward`; from listeners with `databases` `drop`",
     "application_name_add": "`off`",
 }
 """What is so where a setting without a default of its own is left out."""

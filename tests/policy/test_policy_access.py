@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.policies import make_rules
 from pgtlsproxy.errors import ErrorKind
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, ProofKind
 from pgtlsproxy.policy.access import (
@@ -21,7 +22,6 @@ from pgtlsproxy.policy.access import (
     decide,
 )
 from pgtlsproxy.policy.hba import HbaRules, Method, Replication, parse_hba
-from pgtlsproxy.policy.ident import parse_ident
 from pgtlsproxy.policy.records import LineRef
 from pgtlsproxy.policy.request import ClientHost, Unknown
 from pgtlsproxy.policy.roles import parse_roles
@@ -30,22 +30,6 @@ UNIX = ClientAddress(None, None, is_local=True)
 LOOPBACK = ClientAddress(ip_address("127.0.0.1"), 5000, is_local=True)
 REMOTE = ClientAddress(ip_address("10.1.2.3"), 5000, is_local=False)
 NO_FACTS = Facts()
-
-
-def rules(hba: str, ident: str = "", **changes: object) -> Rules:
-    """Rules of a passthrough listener; changes are fields of `Rules`."""
-    values: dict[str, object] = {
-        "listener": "central",
-        "backend": "primary",
-        "hba": parse_hba("hba", hba.encode()),
-        "ident": parse_ident("ident", ident.encode()),
-        "plaintext_from": (),
-        "login": Login.PASSTHROUGH,
-        "own_credential": False,
-        "reserved_users": frozenset({"postgres"}),
-        "require_auth_none": False,
-    }
-    return Rules(**(values | changes))  # type: ignore[arg-type]
 
 
 def certificate(*common_names: str, dn: str = "CN=alice,O=Lab") -> Certificate:
@@ -80,12 +64,13 @@ def refused(policy: Rules, request: AccessRequest, facts: Facts = NO_FACTS) -> A
 
 
 def test_a_grant_names_listener_backend_line_and_what_was_checked() -> None:
-    policy = rules("hostssl all all all cert map=m", "m alice bob\n")
+    policy = make_rules("hostssl all all all cert map=m", "m alice bob\n")
     assert granted(policy, replace(ALICE, user="bob")) == Grant(
         listener="central",
         backend="primary",
         user="bob",
         database="app",
+        backend_database="app",
         replication=Replication.NONE,
         method=Method.CERT,
         login=Login.PASSTHROUGH,
@@ -131,7 +116,7 @@ def test_a_grant_names_listener_backend_line_and_what_was_checked() -> None:
     ],
 )
 def test_no_line_gets_postgresqls_text(line: str, request_: AccessRequest, reply: str) -> None:
-    error = refused(rules(line), request_)
+    error = refused(make_rules(line), request_)
     wanted = reply if reply.startswith("replication") else f"for {reply}"
     assert error.reply == f"no pg_hba.conf entry {wanted}".replace(
         "entry replication", "entry for replication"
@@ -140,7 +125,7 @@ def test_no_line_gets_postgresqls_text(line: str, request_: AccessRequest, reply
 
 
 def test_reject_gets_postgresqls_text() -> None:
-    policy = rules("host replication,all all all reject\nhost all all all trust")
+    policy = make_rules("host replication,all all all reject\nhost all all all trust")
     error = refused(policy, REQUEST)
     assert error.reply == (
         'pg_hba.conf rejects connection for host "10.1.2.3", user "alice", database "app", SSL encryption'
@@ -157,7 +142,7 @@ def test_reject_gets_postgresqls_text() -> None:
 
 
 def test_clear_text_from_afar_is_refused_before_pg_hba_is_read() -> None:
-    error = refused(rules("host all all all trust"), IN_CLEAR)
+    error = refused(make_rules("host all all all trust"), IN_CLEAR)
     assert error.reply == (
         'no pg_hba.conf entry for host "10.1.2.3", user "alice", database "app", no encryption'
     )
@@ -166,7 +151,7 @@ def test_clear_text_from_afar_is_refused_before_pg_hba_is_read() -> None:
 
 @pytest.mark.parametrize("address", [LOOPBACK, UNIX])
 def test_clear_text_from_this_host_is_judged_by_pg_hba(address: ClientAddress) -> None:
-    policy = rules("local all all trust\nhost all all all trust")
+    policy = make_rules("local all all trust\nhost all all all trust")
     assert granted(policy, replace(IN_CLEAR, address=address)).method is Method.TRUST
 
 
@@ -174,7 +159,7 @@ def test_clear_text_from_this_host_is_judged_by_pg_hba(address: ClientAddress) -
     ("network", "allowed"), [("10.0.0.0/8", True), ("192.0.2.0/24", False), ("::/0", False)]
 )
 def test_clear_text_from_a_listed_network_is_judged_by_pg_hba(network: str, *, allowed: bool) -> None:
-    policy = rules("host all all all trust", plaintext_from=(ip_network(network),))
+    policy = make_rules("host all all all trust", plaintext_from=(ip_network(network),))
     if allowed:
         assert granted(policy, IN_CLEAR).method is Method.TRUST
     else:
@@ -183,7 +168,7 @@ def test_clear_text_from_a_listed_network_is_judged_by_pg_hba(network: str, *, a
 
 def test_a_loopback_address_that_is_not_local_is_not_trusted_in_clear() -> None:
     forged = replace(IN_CLEAR, address=replace(LOOPBACK, is_local=False))
-    assert refused(rules("host all all all trust"), forged).decided_by is DecidedBy.PLAINTEXT_FROM
+    assert refused(make_rules("host all all all trust"), forged).decided_by is DecidedBy.PLAINTEXT_FROM
 
 
 # --- certificates -------------------------------------------------------------------------------------------
@@ -199,7 +184,7 @@ def test_a_loopback_address_that_is_not_local_is_not_trusted_in_clear() -> None:
     ],
 )
 def test_a_line_that_wants_a_certificate_refuses_without_one(line: str) -> None:
-    error = refused(rules(line), REQUEST)
+    error = refused(make_rules(line), REQUEST)
     assert (error.reply, error.sqlstate) == ("connection requires a valid client certificate", "28000")
 
 
@@ -225,29 +210,29 @@ def test_a_common_name_that_is_not_exactly_the_user_is_refused(
     common_names: tuple[str, ...], user: str
 ) -> None:
     request = replace(REQUEST, user=user, certificate=certificate(*common_names))
-    error = refused(rules("hostssl all all all cert"), request)
+    error = refused(make_rules("hostssl all all all cert"), request)
     assert error.reply == f'certificate authentication failed for user "{user}"'
     assert (error.sqlstate, error.decided_by) == ("28000", DecidedBy.HBA)
 
 
 def test_several_common_names_are_refused_with_a_map_too() -> None:
-    policy = rules("hostssl all all all cert map=m", "m bob alice\nm alice alice\n")
+    policy = make_rules("hostssl all all all cert map=m", "m bob alice\nm alice alice\n")
     error = refused(policy, replace(REQUEST, certificate=certificate("bob", "alice")))
     assert "several common names: bob, alice" in error.reason
 
 
 def test_a_subject_alternative_name_is_no_identity() -> None:
     only_san = replace(certificate("nobody"), subject_alt_names=("DNS:alice",), dns_names=("alice",))
-    refused(rules("hostssl all all all cert"), replace(REQUEST, certificate=only_san))
+    refused(make_rules("hostssl all all all cert"), replace(REQUEST, certificate=only_san))
 
 
 def test_the_dn_decides_where_the_line_says_so() -> None:
-    policy = rules("hostssl all all all cert clientname=DN map=dn", 'dn "CN=alice,O=Lab" alice\n')
+    policy = make_rules("hostssl all all all cert clientname=DN map=dn", 'dn "CN=alice,O=Lab" alice\n')
     request = replace(REQUEST, certificate=certificate("bob", "carol"))
     assert granted(policy, request).identity == "CN=alice,O=Lab"
     refused(policy, replace(REQUEST, certificate=certificate("alice", dn="CN=alice")))
     refused(policy, replace(REQUEST, certificate=certificate("alice", dn="")))
-    without_map = rules("hostssl all all all scram-sha-256 clientcert=verify-full clientname=DN")
+    without_map = make_rules("hostssl all all all scram-sha-256 clientcert=verify-full clientname=DN")
     assert refused(without_map, ALICE).sqlstate == "28P01"
     assert granted(without_map, replace(ALICE, user="CN=alice,O=Lab")).identity == "CN=alice,O=Lab"
 
@@ -261,19 +246,21 @@ def test_the_dn_decides_where_the_line_says_so() -> None:
     ],
 )
 def test_a_wrong_name_gets_the_text_of_the_method(method: str, reply: str, sqlstate: str) -> None:
-    error = refused(rules(f"hostssl all all all {method} clientcert=verify-full"), replace(ALICE, user="bob"))
+    error = refused(
+        make_rules(f"hostssl all all all {method} clientcert=verify-full"), replace(ALICE, user="bob")
+    )
     assert (error.reply, error.sqlstate) == (reply, sqlstate)
     assert error.reason == "hba:1: provided user name (bob) and authenticated user name (alice) do not match"
 
 
 def test_verify_ca_asks_for_a_certificate_of_anybody() -> None:
-    grant = granted(rules("hostssl all all all trust clientcert=verify-ca"), replace(ALICE, user="bob"))
+    grant = granted(make_rules("hostssl all all all trust clientcert=verify-ca"), replace(ALICE, user="bob"))
     assert grant.accepts == {ProofKind.BACKEND_CHALLENGE}
     assert (grant.identity, grant.certificate_sha256) == (None, "ab" * 32)
 
 
 def test_a_map_that_does_not_reach_the_user_refuses() -> None:
-    policy = rules("hostssl all all all cert map=m", "m alice bob\n")
+    policy = make_rules("hostssl all all all cert map=m", "m alice bob\n")
     error = refused(policy, ALICE)
     assert error.reply == 'certificate authentication failed for user "alice"'
     assert error.decided_by is DecidedBy.IDENT
@@ -281,7 +268,7 @@ def test_a_map_that_does_not_reach_the_user_refuses() -> None:
 
 
 def test_a_failed_line_does_not_fall_through_to_the_next() -> None:
-    policy = rules("hostssl all all all cert\nhostssl all all all trust")
+    policy = make_rules("hostssl all all all cert\nhostssl all all all trust")
     assert refused(policy, replace(ALICE, user="bob")).hba == policy.hba[0].ref
 
 
@@ -289,15 +276,15 @@ def test_a_failed_line_does_not_fall_through_to_the_next() -> None:
 
 
 def test_peer_is_the_operating_systems_word() -> None:
-    grant = granted(rules("local all all peer"), AT_SOCKET)
+    grant = granted(make_rules("local all all peer"), AT_SOCKET)
     assert (grant.accepts, grant.identity) == ({ProofKind.PEER}, "alice")
-    mapped = granted(rules("local all all peer map=m", "m alice bob\n"), replace(AT_SOCKET, user="bob"))
+    mapped = granted(make_rules("local all all peer map=m", "m alice bob\n"), replace(AT_SOCKET, user="bob"))
     assert str(mapped.ident) == "ident:1"
 
 
 @pytest.mark.parametrize("os_user", [None, OSUser(65534, 65534, 1, None), OSUser(1, 1, 1, "bob")])
 def test_peer_refuses_another_user_and_one_without_a_name(os_user: OSUser | None) -> None:
-    error = refused(rules("local all all peer"), replace(AT_SOCKET, os_user=os_user))
+    error = refused(make_rules("local all all peer"), replace(AT_SOCKET, os_user=os_user))
     assert (error.reply, error.sqlstate) == ('Peer authentication failed for user "alice"', "28000")
 
 
@@ -340,7 +327,7 @@ PEER = "local all all peer"
     ],
 )
 def test_which_proof_would_do(line: str, login: Login, expected: set[ProofKind] | None) -> None:
-    policy = rules(line, login=login, own_credential=login is not Login.PASSTHROUGH)
+    policy = make_rules(line, login=login, own_credential=login is not Login.PASSTHROUGH)
     request = AT_SOCKET if line == PEER else ALICE
     if expected is None:
         error = refused(policy, request)
@@ -350,13 +337,13 @@ def test_which_proof_would_do(line: str, login: Login, expected: set[ProofKind] 
 
 
 def test_require_auth_none_counts_only_where_the_backend_would_ask() -> None:
-    assert granted(rules(TRUST, require_auth_none=True), ALICE).accepts == {
+    assert granted(make_rules(TRUST, require_auth_none=True), ALICE).accepts == {
         ProofKind.BACKEND_CHALLENGE,
         ProofKind.REQUIRE_AUTH_NONE,
     }
-    assert granted(rules(SCRAM, require_auth_none=True), ALICE).accepts == {ProofKind.SCRAM}
-    assert granted(rules(MD5, require_auth_none=True), ALICE).accepts == {ProofKind.BACKEND_CHALLENGE}
-    assert granted(rules(CERT, require_auth_none=True), ALICE).accepts == {ProofKind.CERTIFICATE}
+    assert granted(make_rules(SCRAM, require_auth_none=True), ALICE).accepts == {ProofKind.SCRAM}
+    assert granted(make_rules(MD5, require_auth_none=True), ALICE).accepts == {ProofKind.BACKEND_CHALLENGE}
+    assert granted(make_rules(CERT, require_auth_none=True), ALICE).accepts == {ProofKind.CERTIFICATE}
 
 
 @pytest.mark.parametrize(
@@ -379,7 +366,7 @@ def test_require_auth_none_counts_only_where_the_backend_would_ask() -> None:
 def test_trust_with_the_proxys_credential_is_for_literal_local_users(
     line: str, address: ClientAddress, login: Login, *, allowed: bool
 ) -> None:
-    policy = rules(line, login=login, own_credential=True)
+    policy = make_rules(line, login=login, own_credential=True)
     request = replace(REQUEST, address=address, tls=not address.is_local)
     facts = Facts((ip_interface("127.0.0.1/8"),))
     if allowed:
@@ -389,7 +376,7 @@ def test_trust_with_the_proxys_credential_is_for_literal_local_users(
 
 
 def test_trust_with_the_proxys_credential_is_never_for_reserved_users() -> None:
-    policy = rules("local all postgres trust", login=Login.CERTIFICATE, own_credential=True)
+    policy = make_rules("local all postgres trust", login=Login.CERTIFICATE, own_credential=True)
     assert refused(policy, replace(AT_SOCKET, user="postgres")).decided_by is DecidedBy.PROOF
 
 
@@ -412,7 +399,7 @@ def test_trust_with_the_proxys_credential_is_never_for_reserved_users() -> None:
 def test_a_reserved_user_needs_a_line_and_a_map_that_name_him(
     hba: str, ident: str, *, own_credential: bool, allowed: bool
 ) -> None:
-    policy = rules(hba, ident, own_credential=own_credential, login=Login.CERTIFICATE)
+    policy = make_rules(hba, ident, own_credential=own_credential, login=Login.CERTIFICATE)
     common_name = "postgres" if "\\1" in ident else "alice"
     request = replace(REQUEST, user="postgres", certificate=certificate(common_name))
     if allowed:
@@ -427,8 +414,8 @@ def test_a_reserved_user_needs_a_line_and_a_map_that_name_him(
 
 def test_a_reserved_user_without_a_map_needs_a_line_that_names_him() -> None:
     request = replace(REQUEST, user="postgres", certificate=certificate("postgres"))
-    assert refused(rules(CERT, own_credential=True), request).decided_by is DecidedBy.RESERVED_USERS
-    named = rules("hostssl all postgres all cert", own_credential=True)
+    assert refused(make_rules(CERT, own_credential=True), request).decided_by is DecidedBy.RESERVED_USERS
+    named = make_rules("hostssl all postgres all cert", own_credential=True)
     assert granted(named, request).user == "postgres"
 
 
@@ -450,7 +437,7 @@ def test_a_reserved_user_without_a_map_needs_a_line_that_names_him() -> None:
 def test_replication_needs_a_line_and_a_map_that_mean_it(
     hba: str, ident: str, replication: Replication, *, own_credential: bool, allowed: bool
 ) -> None:
-    policy = rules(hba, ident, own_credential=own_credential, login=Login.CERTIFICATE)
+    policy = make_rules(hba, ident, own_credential=own_credential, login=Login.CERTIFICATE)
     request = replace(ALICE, replication=replication)
     if allowed:
         assert granted(policy, request).replication is replication
@@ -464,16 +451,16 @@ def test_physical_replication_of_a_reserved_user_needs_his_name_in_the_line() ->
     request = replace(
         REQUEST, user="postgres", certificate=certificate("postgres"), replication=Replication.PHYSICAL
     )
-    general = rules("hostssl replication all all cert", own_credential=True)
+    general = make_rules("hostssl replication all all cert", own_credential=True)
     assert refused(general, request).decided_by is DecidedBy.RESERVED_USERS
-    assert granted(rules("hostssl replication postgres all cert", own_credential=True), request)
+    assert granted(make_rules("hostssl replication postgres all cert", own_credential=True), request)
 
 
 # --- facts and properties -----------------------------------------------------------------------------------
 
 
 def test_a_missing_fact_is_asked_for_and_then_decides() -> None:
-    policy = rules("host all all samenet trust")
+    policy = make_rules("host all all samenet trust")
     assert decide(policy, REQUEST, NO_FACTS) == Needs(Fact.INTERFACES)
     assert granted(policy, REQUEST, Facts((ip_interface("10.1.0.1/16"),)))
     refused(policy, REQUEST, Facts(()))
@@ -481,7 +468,7 @@ def test_a_missing_fact_is_asked_for_and_then_decides() -> None:
 
 def test_a_roles_file_answers_without_a_look_up() -> None:
     members = parse_roles("roles", b"staff dba carol\ndba alice\n")
-    policy = rules("host app +staff all trust\nhost samerole all all trust", roles=members)
+    policy = make_rules("host app +staff all trust\nhost samerole all all trust", roles=members)
     assert granted(policy, REQUEST).hba.number == 1
     assert refused(policy, replace(REQUEST, user="bob")).hba is None
     assert granted(policy, replace(REQUEST, database="dba")).hba.number == 2
@@ -490,7 +477,7 @@ def test_a_roles_file_answers_without_a_look_up() -> None:
 
 
 def test_without_a_roles_file_the_roles_are_asked_for() -> None:
-    policy = rules("host all +staff all trust\nhost all all all trust")
+    policy = make_rules("host all +staff all trust\nhost all all all trust")
     assert decide(policy, REQUEST, NO_FACTS) == Needs(Fact.ROLES)
     assert granted(policy, REQUEST, Facts(roles=frozenset({"alice", "staff"}))).hba.number == 1
     assert granted(policy, REQUEST, Facts(roles=frozenset({"alice"}))).hba.number == 2
@@ -499,7 +486,7 @@ def test_without_a_roles_file_the_roles_are_asked_for() -> None:
 @pytest.mark.parametrize("method", ["trust", "reject"])
 @pytest.mark.parametrize("column", ["all +staff", "samerole all"])
 def test_nobody_is_let_in_behind_a_line_whose_members_cannot_be_known(column: str, method: str) -> None:
-    policy = rules(f"host {column} all {method}\nhost all all all trust")
+    policy = make_rules(f"host {column} all {method}\nhost all all all trust")
     refusal = refused(policy, REQUEST, Facts(roles=Unknown("the backend does not answer")))
     assert "the backend does not answer" in refusal.reason
     assert refusal.hba == policy.hba[0].ref
@@ -513,18 +500,18 @@ def test_members_that_cannot_be_known_matter_only_where_the_rest_of_the_line_app
         "host crm +staff all reject",
         "local all +staff reject",
     ):
-        assert granted(rules(f"{line}\nhost all all all trust"), REQUEST, unknown).hba.number == 2
-    assert granted(rules("host all alice,+staff all trust"), REQUEST, unknown)
+        assert granted(make_rules(f"{line}\nhost all all all trust"), REQUEST, unknown).hba.number == 2
+    assert granted(make_rules("host all alice,+staff all trust"), REQUEST, unknown)
 
 
 def test_the_members_in_a_map_are_looked_up_too() -> None:
-    policy = rules(CERT + " map=m", "m alice +staff\n")
+    policy = make_rules(CERT + " map=m", "m alice +staff\n")
     request = replace(ALICE, user="bob")
     assert decide(policy, request, NO_FACTS) == Needs(Fact.ROLES)
     assert granted(policy, request, Facts(roles=frozenset({"bob", "staff"})))
     assert refused(policy, request, Facts(roles=frozenset({"bob"}))).decided_by is DecidedBy.IDENT
     assert "no answer" in refused(policy, request, Facts(roles=Unknown("no answer"))).reason
-    by_file = rules(CERT + " map=m", "m alice +staff\n", roles=parse_roles("roles", b"staff bob"))
+    by_file = make_rules(CERT + " map=m", "m alice +staff\n", roles=parse_roles("roles", b"staff bob"))
     assert granted(by_file, request)
     refused(by_file, replace(ALICE, user="carol"))
 
@@ -532,12 +519,12 @@ def test_the_members_in_a_map_are_looked_up_too() -> None:
 def test_a_role_or_an_expression_names_no_reserved_user() -> None:
     request = replace(REQUEST, user="postgres", certificate=certificate("postgres"))
     for users in ("+dba", "/^postgres$", '"/^postgres$"'):
-        policy = rules(
+        policy = make_rules(
             f"hostssl all {users} all cert", own_credential=True, roles=parse_roles("r", b"dba postgres")
         )
         assert refused(policy, request).decided_by is DecidedBy.RESERVED_USERS
     for line in ("m postgres +dba", "m postgres /^postgres$"):
-        policy = rules(
+        policy = make_rules(
             "hostssl all postgres all cert map=m",
             line,
             own_credential=True,
@@ -547,7 +534,7 @@ def test_a_role_or_an_expression_names_no_reserved_user() -> None:
 
 
 def test_a_refusal_without_a_line_says_how_the_name_was_looked_up() -> None:
-    policy = rules("host all all .example.com trust")
+    policy = make_rules("host all all .example.com trust")
     assert decide(policy, REQUEST, NO_FACTS) == Needs(Fact.CLIENT_HOST)
     forged = Facts(client_host=ClientHost("db.example.com", is_confirmed=False))
     assert refused(policy, REQUEST, forged).reason == (
@@ -557,7 +544,7 @@ def test_a_refusal_without_a_line_says_how_the_name_was_looked_up() -> None:
 
 
 def test_a_reject_line_for_a_name_that_cannot_be_looked_up_lets_nobody_past() -> None:
-    policy = rules("host all all .example.com reject\nhost all all all trust")
+    policy = make_rules("host all all .example.com reject\nhost all all all trust")
     refusal = refused(policy, REQUEST, Facts(client_host=Unknown("the resolver does not answer")))
     assert refusal.hba == policy.hba[0].ref
     assert "the resolver does not answer" in refusal.reason
@@ -598,7 +585,7 @@ REQUESTS = st.builds(
     os_user=st.sampled_from([None, OSUser(1, 1, 1, "alice"), OSUser(1, 1, 1, None)]),
 )
 POLICIES = st.builds(
-    lambda lines, login, own: rules(
+    lambda lines, login, own: make_rules(
         "\n".join(lines),
         "m alice bob\nm bob all\n",
         login=login,
@@ -648,7 +635,7 @@ def test_nobody_is_granted_what_no_proof_can_back(policy: Rules, request: Access
     if ProofKind.LITERAL_LOCAL_USER in grant.accepts:
         assert request.address.is_local
         assert rule.names_user(request.user)
-    if policy.own_credential and request.user == "postgres":
+    if policy.databases.backends[0].own_credential and request.user == "postgres":
         assert rule.names_user("postgres")
     if not request.tls:
         assert request.address.is_local

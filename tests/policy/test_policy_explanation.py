@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.policies import make_rules
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser
 from pgtlsproxy.policy.access import AccessRefused, AccessRequest, Facts, Grant, Login, Needs, Rules, decide
 from pgtlsproxy.policy.explanation import Explanation, Open, explain
-from pgtlsproxy.policy.hba import Replication, parse_hba
-from pgtlsproxy.policy.ident import parse_ident
+from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.request import ClientHost, Fact, Unknown
 from pgtlsproxy.policy.roles import parse_roles
 
@@ -22,19 +22,7 @@ REMOTE = ClientAddress(ip_address("10.1.2.3"), None, is_local=False)
 
 
 def rules(hba: str, ident: str = "", **changes: object) -> Rules:
-    values: dict[str, object] = {
-        "listener": "central",
-        "backend": "primary",
-        "hba": parse_hba("hba", hba.encode()),
-        "ident": parse_ident("ident", ident.encode()),
-        "issuers": {"CN=A": "aa" * 32, "CN=B": "bb" * 32},
-        "plaintext_from": (),
-        "login": Login.PASSTHROUGH,
-        "own_credential": False,
-        "reserved_users": frozenset({"postgres"}),
-        "require_auth_none": False,
-    }
-    return Rules(**(values | changes))  # type: ignore[arg-type]
+    return make_rules(hba, ident, **({"issuers": {"CN=A": "aa" * 32, "CN=B": "bb" * 32}} | changes))
 
 
 NOW = datetime(2020, 1, 1, tzinfo=UTC)

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from fixtures.policies import make_rules
 from pgtlsproxy.identity import Certificate, ClientAddress, decode_name
 from pgtlsproxy.policy.access import (
     AccessRefused,
@@ -20,7 +21,7 @@ from pgtlsproxy.policy.access import (
     Rules,
     decide,
 )
-from pgtlsproxy.policy.hba import Replication, parse_hba
+from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.ident import IdentMatch, parse_ident
 from pgtlsproxy.policy.names import MAX_ALTERNATIVE_NAMES
 from pgtlsproxy.policy.records import LineRef
@@ -49,18 +50,11 @@ KINDS = {"SAN_DNS": "dns_names", "SAN_URI": "uris", "SAN_EMAIL": "emails"}
 
 def rules(hba: str, ident: str = "", **changes: object) -> Rules:
     values: dict[str, object] = {
-        "listener": "central",
-        "backend": "primary",
-        "hba": parse_hba("hba", hba.encode()),
-        "ident": parse_ident("ident", ident.encode()),
         "issuers": {CA_A: KEY_A, CA_B: KEY_B},
-        "plaintext_from": (),
         "login": Login.CERTIFICATE,
         "own_credential": True,
-        "reserved_users": frozenset({"postgres"}),
-        "require_auth_none": False,
     }
-    return Rules(**(values | changes))  # type: ignore[arg-type]
+    return make_rules(hba, ident, **(values | changes))
 
 
 def asking(certificate: Certificate | None, user: str = "alice") -> AccessRequest:

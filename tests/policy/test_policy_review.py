@@ -5,9 +5,10 @@ from ipaddress import ip_network
 
 import pytest
 
-from pgtlsproxy.policy.access import Login, Rules
-from pgtlsproxy.policy.hba import HbaRules, parse_hba
-from pgtlsproxy.policy.ident import parse_ident
+from fixtures.policies import PRIMARY, make_rules
+from pgtlsproxy.policy.access import Login
+from pgtlsproxy.policy.databases import Databases, Destination
+from pgtlsproxy.policy.hba import HbaRules
 from pgtlsproxy.policy.idle import Door
 from pgtlsproxy.policy.review import Reviewed, for_the_backend, review
 from pgtlsproxy.policy.roles import parse_roles
@@ -17,18 +18,9 @@ TCP = replace(OPEN, unix=False)
 
 
 def listener(hba: str, ident: str = "", door: Door = OPEN, reserved: str = "", **changes: object) -> Reviewed:
-    values: dict[str, object] = {
-        "listener": "central",
-        "backend": "primary",
-        "hba": parse_hba("hba", hba.encode()),
-        "ident": parse_ident("ident", ident.encode()),
-        "plaintext_from": (),
-        "login": Login.CERTIFICATE,
-        "own_credential": True,
-        "reserved_users": frozenset({"postgres"}),
-        "require_auth_none": False,
-    }
-    return Reviewed(Rules(**(values | changes)), door, frozenset(reserved.split()))  # type: ignore[arg-type]
+    policy = make_rules(hba, ident, **({"login": Login.CERTIFICATE, "own_credential": True} | changes))
+    listed = frozenset(reserved.split())
+    return Reviewed(policy, door, {backend.name: listed for backend in policy.databases.backends})
 
 
 def told(*listeners: Reviewed) -> list[str]:
@@ -100,15 +92,15 @@ def test_a_reserved_user_that_no_line_names_is_told_where_it_comes(hba: str, exp
     one = listener(hba, reserved="postgres", roles=roles)
     assert told(one) == expected
     assert told(one, one) == expected
-    assert told(replace(one, rules=replace(one.rules, own_credential=False))) == []
-    assert told(replace(one, reserved_users=frozenset())) == []
+    assert told(listener(hba, reserved="postgres", roles=roles, own_credential=False)) == []
+    assert told(replace(one, reserved_users={})) == []
 
 
 def test_one_listener_that_names_a_reserved_user_is_enough() -> None:
     general = listener("hostssl all all all cert", reserved="postgres")
     bastion = listener("hostssl all postgres all cert", reserved="postgres")
     assert told(general, bastion) == []
-    other = listener("hostssl all postgres all cert", reserved="postgres", backend="other")
+    other = listener("hostssl all postgres all cert", reserved="postgres", name="other")
     assert told(general, other) == ["hba:1"]
 
 
@@ -125,3 +117,16 @@ def test_options_that_the_backend_alone_knows_are_noted_once() -> None:
         ("hba:1", "ldapserver, ldapprefix"),
         ("hba:3", "map"),
     ]
+
+
+def test_each_backend_has_reserved_users_of_its_own() -> None:
+    """Clients of the first line go to `crm` alone, where nobody listed `app`."""
+    crm, primary = (replace(PRIMARY, name=name, own_credential=True) for name in ("crm", "primary"))
+    databases = Databases(listed={"crm": Destination(crm)}, others=Destination(primary))
+    policy = make_rules("hostssl crm all all cert\nhostssl all all all cert", databases=databases)
+    one = Reviewed(policy, OPEN, {"primary": frozenset({"app"})})
+    (mistake,) = review([one])
+    assert mistake.where == "hba:2"
+    assert "reserved_users of backend primary" in mistake.what
+    named = make_rules("hostssl crm app all cert\nhostssl all all all cert", databases=databases)
+    assert told(replace(one, rules=named)) == ["hba:2"]

@@ -1,8 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
-from pgtlsproxy.policy.access import Rules
-from pgtlsproxy.policy.hba import parse_hba
-from pgtlsproxy.policy.ident import parse_ident
+from fixtures.policies import PRIMARY, make_rules
+from pgtlsproxy.policy.databases import Databases, Destination
 from pgtlsproxy.policy.proofs import PROOFS, Evidence, Login
 from pgtlsproxy.policy.roles import parse_roles
 from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, Soundness, check_soundness
@@ -25,19 +26,15 @@ def check(
     roles: str | None = None,
     require_auth_none: bool = False,
 ) -> Soundness:
-    rules = Rules(
-        listener="central",
-        backend="primary",
-        hba=parse_hba("hba", hba.encode()),
-        ident=parse_ident("ident", ident.encode()),
+    rules = make_rules(
+        hba,
+        ident,
         roles=None if roles is None else parse_roles("roles", roles.encode()),
-        plaintext_from=(),
         login=login,
         own_credential=login is not Login.PASSTHROUGH or backend.sslcert or backend.unix_socket,
-        reserved_users=frozenset({"postgres"}),
         require_auth_none=require_auth_none,
     )
-    return check_soundness(rules, transports, backend)
+    return check_soundness(rules, transports, {"primary": backend})
 
 
 SOUND = "sound"
@@ -233,3 +230,63 @@ def test_trust_with_the_proxys_own_credential_is_for_users_by_name_alone(users: 
 def test_a_host_name_is_no_loopback_address() -> None:
     (mistake,) = check("host all alice localhost trust", Login.CERTIFICATE).mistakes
     assert "is not a numeric one" in mistake.what
+
+
+CRM = replace(PRIMARY, name="crm", login=Login.CERTIFICATE, own_credential=True)
+SHOP = replace(PRIMARY, name="shop")
+PLAIN = {"crm": PLAIN_BACKEND, "shop": PLAIN_BACKEND}
+
+
+@pytest.mark.parametrize(
+    ("columns", "refused"),
+    [
+        ("crm all", True),
+        ("shop all", False),
+        ("shop,sales all", False),
+        ("shop,crm all", True),
+        ("all all", True),
+        ("sameuser all", True),
+        ("samerole all", True),
+        ("samegroup all", True),
+        ('"sameuser" all', False),
+        ('"all" all', False),
+        ("/^sh all", False),
+        ("/^c all", True),
+        ("/^crm$ all", True),
+        ("unlisted all", False),
+        ("replication all", False),
+        ('"replication" all', False),
+    ],
+)
+def test_a_line_is_held_against_the_backends_to_which_its_databases_lead(columns: str, refused: bool) -> None:  # noqa: FBT001 - a column
+    """At `crm` the proxy's certificate would make anybody whoever the line lets in; `shop` asks for itself."""
+    databases = Databases(
+        listed={"crm": Destination(CRM), "sales": Destination(SHOP, "shop")}, others=Destination(SHOP)
+    )
+    rules = make_rules(
+        f"host {columns} 10.0.0.0/8 trust", databases=databases, roles=parse_roles("roles", b"staff alice")
+    )
+    found = check_soundness(rules, EVERYTHING, PLAIN)
+    assert [mistake.where for mistake in found.mistakes] == (["hba:1"] if refused else [])
+    assert found.warnings == ()
+    for mistake in found.mistakes:
+        assert "trust with login: certificate would let anybody be such a user at backend crm" in mistake.what
+
+
+@pytest.mark.parametrize(
+    ("line", "is_idle"),
+    [
+        ("hostssl shop all all cert", True),
+        ("hostssl replication all all cert", True),
+        ("hostssl /^c all all cert", False),
+        ("hostssl /^s all all cert", True),
+        ("hostssl shop,crm all all cert", False),
+        ("hostssl all all all cert", False),
+        ("hostssl shop all all reject", False),
+    ],
+)
+def test_a_line_whose_databases_lead_nowhere_is_warned_of(line: str, is_idle: bool) -> None:  # noqa: FBT001 - a column
+    rules = make_rules(line, databases=Databases(listed={"crm": Destination(CRM)}))
+    found = check_soundness(rules, EVERYTHING, PLAIN)
+    assert found.mistakes == ()
+    assert [warning.where for warning in found.warnings] == (["hba:1"] if is_idle else [])

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from pgtlsproxy import pki
-from pgtlsproxy.errors import ConfigError
+from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.proxy import files
 from pgtlsproxy.proxy.snapshot import Snapshot, load, reload
+from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.tls import contexts
 from pgtlsproxy.tls.contexts import ContextError
 
@@ -117,3 +118,34 @@ def test_a_path_that_no_folder_can_have_is_a_mistake(in_service: Snapshot, folde
     path.write_text(text)
     result = reload(in_service)
     assert [mistake.what for mistake in result.mistakes if "ssl_crl_dir" in mistake.where] != []
+
+
+def test_a_policy_whose_databases_lead_to_a_backend_that_does_not_load_is_not_taken(
+    in_service: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of several is enough: no policy is ever half of a newer one."""
+    file = Path(in_service.path)
+    databases = "databases: {crm: users, shop: shared}"
+    file.write_text(
+        YAML.replace("hba_file: local_hba.conf, backend: users", f"hba_file: pg_hba.conf, {databases}")
+    )
+    (file.parent / "pg_hba.conf").write_text("hostssl shop all all scram-sha-256\nlocal all all peer\n")
+    make = Units.backend_context
+
+    def refuse_one(units: Units, name: str, *others: object) -> object:
+        if name == "shared":
+            raise ConfigError([Mistake("backends.shared", "made to fail")])
+        return make(units, name, *others)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Units, "backend_context", refuse_one)
+        result = reload(in_service)
+    assert [str(mistake) for mistake in result.mistakes if "listeners.u" in mistake.where] == [
+        f"{file}: listeners.u.databases.shop: backend shared does not load, and the policy was written for it"
+    ]
+    assert "policy of listener u" in result.kept
+    kept = result.snapshot.listeners["u"]
+    assert (kept.rules, list(kept.backends)) == (in_service.listeners["u"].rules, ["users"])
+    taken = reload(in_service).snapshot.listeners["u"]
+    assert list(taken.backends) == ["users", "shared"]
+    assert taken.rules.databases.others is None

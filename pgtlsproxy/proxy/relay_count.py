@@ -29,6 +29,13 @@ MANY_MESSAGES: Final = 64
 """More than so many in one read from the backend are not followed: they cost more than carrying them."""
 
 TAIL_OCTETS: Final = 256
+"""How much of an answer's end is looked at first: what most of them end with is shorter."""
+
+SEEN_OCTETS: Final = 2048
+"""How much of a backend's last octets is kept where they are not followed: a notification may be long."""
+
+CLIENT_TAIL_OCTETS: Final = 4096
+"""How much of the client's last octets is kept: a CopyFail has an error's text in it."""
 
 _MIXED: Final = ord("x")
 """Marks a Query or FunctionCall that came behind messages of the extended protocol, without a Sync."""
@@ -56,8 +63,11 @@ _ANSWER_END: Final = re.compile(
 
 def status_by_looks(data: bytes | bytearray) -> bytes:
     """The status of ReadyForQuery where data ends with it, behind something that may stand before it."""
-    tail = data[-TAIL_OCTETS:]
-    end = _ANSWER_END.search(tail) if READY in tail else None
+    if READY not in data:
+        return b""
+    end = _ANSWER_END.search(data[-TAIL_OCTETS:])
+    if end is None and len(data) > TAIL_OCTETS:
+        end = _ANSWER_END.search(data)
     return bytes(end.group(1)) if end is not None else b""
 
 
@@ -170,7 +180,8 @@ class Count:
 
     def asked(self, data: bytes | bytearray, octets: int) -> None:
         """The client has sent the first octets of data."""
-        self.tail = (self.tail + data[max(0, octets - TAIL_OCTETS) : octets])[-TAIL_OCTETS:]
+        kept = data[max(0, octets - CLIENT_TAIL_OCTETS) : octets]
+        self.tail = (self.tail + kept)[-CLIENT_TAIL_OCTETS:]
         if self._is_copying:
             self._look_for_end_of_copy()
             return
@@ -202,7 +213,7 @@ class Count:
         if not (self._backend.kind is None or self._backend.kind in ASYNCHRONOUS):
             self._is_fresh = False
         if len(messages) > MANY_MESSAGES and not self._is_fresh:
-            self.lose_backend(data[max(0, octets - TAIL_OCTETS) : octets])
+            self.lose_backend(data[max(0, octets - SEEN_OCTETS) : octets])
 
     def lose_backend(self, seen: bytes | bytearray = b"") -> None:
         """Follow the backend no more until the ReadyForQuery of its answer is found, by its looks.
@@ -211,21 +222,21 @@ class Count:
             seen: what it has sent last, and what has been counted already.
         """
         self._backend, self._is_fresh = None, False
-        self._seen = seen[-TAIL_OCTETS:]
+        self._seen = seen[-SEEN_OCTETS:]
 
     def _look_for_answer(self, data: bytes | bytearray) -> None:
         seen = self._seen + data
         at = seen.find(READY, max(0, len(self._seen) - len(READY)))
         while 0 <= at < len(seen) - len(READY):
             end = at + len(READY) + 1
-            status = status_by_looks(seen[max(0, end - TAIL_OCTETS) : end])
+            status = status_by_looks(seen[max(0, end - SEEN_OCTETS) : end])
             if status and end > len(self._seen):
                 self._backend = Framing()
                 self._answer(status)
                 self.answered(seen[end:], len(seen) - end)
                 return
             at = seen.find(READY, end)
-        self._seen = seen[-TAIL_OCTETS:]
+        self._seen = seen[-SEEN_OCTETS:]
 
     def _answer(self, status: bytes) -> None:
         """ReadyForQuery: the first of the requests is answered."""

@@ -199,3 +199,23 @@ def test_terminate_is_seen_behind_whatever_comes_before_it(before):
     assert not owed.is_terminated
     hear(owed, C, TERMINATE[2:])
     assert owed.is_terminated
+
+
+@pytest.mark.parametrize("octets", [10, 250, 300, 2000])
+def test_a_copy_that_the_client_ends_with_a_long_reason_is_over(octets):
+    """psycopg sends the whole text of an exception."""
+    copy_fail = message(b"f", b"x" * octets + b"\x00")
+    said = [(True, query("COPY t FROM STDIN")), (False, COPY_IN), (True, message(b"d", b"x" * 9000))]
+    assert after(*said, (True, copy_fail), (False, ERROR + ready())) == "I"
+    in_batch = [(True, parse() + bind() + EXECUTE + SYNC), (False, message(b"1") + message(b"2") + COPY_IN)]
+    assert after(*in_batch, (True, copy_fail + SYNC), (False, ERROR + ready())) == "I"
+
+
+@pytest.mark.parametrize("rows", [LONG, MANY])
+@pytest.mark.parametrize("octets", [10, 240, 1000])
+def test_a_long_notification_in_a_long_answer_hides_no_end(rows, octets):
+    notification = message(b"A", b"\x00\x00\x12\x34" + b"channel\x00" + b"x" * octets + b"\x00")
+    said = [(True, query("SELECT 1")), (False, rows), (False, COMPLETE + notification + ready())]
+    assert after(*said) == "I"
+    assert after(*said, (True, query("SELECT 2"))) == ""
+    assert after(*said, (True, query("SELECT 2")), (False, COMPLETE + ready())) == "I"

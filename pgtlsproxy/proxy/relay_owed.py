@@ -21,7 +21,7 @@ A session counts as busy while it cannot be known:
   owed, until the session's end;
 * where the client has sent more behind CopyDone or CopyFail in the same record, other than Sync: until its
   last octets are one of these again;
-* where COPY FROM STDIN failed and the client, which may do so behind a Query, says neither CopyDone nor CopyFail:
+* where COPY FROM STDIN failed and the client, as it may behind a Query, says neither CopyDone nor CopyFail:
   until it ends another one;
 * where a Query or FunctionCall followed messages of the extended protocol without Sync, and one of them
   failed: nobody can tell which. Until the session's end.

@@ -3,7 +3,7 @@
 A login that ends when a reload has swapped the configuration is judged again under the newer one, and a
 refusal wins: a certificate that was revoked meanwhile lets nobody in. With `revoked_sessions: close`
 sessions that are relayed are judged in the same way after every swap. Where a role or a host name cannot be
-looked up then, a login is refused, and a session stays and is judged again until it is known.
+looked up then, a login is refused, and a session is judged again until it is known, but not for ever.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ GRACE_SECONDS: Final = 5.0
 
 AGAIN_SECONDS: Final = 10.0
 """When a session is judged again that could not be, for want of a look-up."""
+
+UNKNOWN_TIMES: Final = 30
+"""How often, until it is ended all the same: whoever owns an address can keep its name from being found."""
 
 
 class CertificateWithdrawn(AccessDenied):
@@ -83,21 +86,25 @@ async def judge_the_living(services: Services, snapshot: Snapshot) -> None:
         snapshot: what has just been taken into service.
     """
     unjudged = await _judge_all(_watched(services.relay, snapshot), services, snapshot)
-    while unjudged:
+    for _ in range(UNKNOWN_TIMES):
+        if not unjudged:
+            return
         await trio.sleep(AGAIN_SECONDS)
         if services.in_service().generation != snapshot.generation:
             return
         alive = {id(logged_in) for logged_in in services.relay.carried()}
-        again = [logged_in for logged_in in unjudged if id(logged_in) in alive]
+        again = [logged_in for logged_in, _ in unjudged if id(logged_in) in alive]
         unjudged = await _judge_all(again, services, snapshot)
+    await _end(services.relay, unjudged, "it cannot be known whether it is allowed")
 
 
-async def _judge_all(sessions: Sequence[LoggedIn], services: Services, snapshot: Snapshot) -> list[LoggedIn]:
-    """Judge sessions once, and return those of which it cannot be known."""
+async def _judge_all(
+    sessions: Sequence[LoggedIn], services: Services, snapshot: Snapshot
+) -> list[tuple[LoggedIn, ProxyError]]:
+    """Judge sessions once, and return those of which it cannot be known, and why."""
     vouching: dict[str, Vouching] = {}
     refused: list[tuple[LoggedIn, ProxyError]] = []
-    unknown: list[LoggedIn] = []
-    why = ""
+    unknown: list[tuple[LoggedIn, ProxyError]] = []
     for logged_in in sessions:
         standing = logged_in.standing
         listener = snapshot.listeners[standing.grant.listener]
@@ -114,15 +121,15 @@ async def _judge_all(sessions: Sequence[LoggedIn], services: Services, snapshot:
             )
         except ProxyError as refusal:
             if isinstance(refusal, AccessRefused) and not refusal.is_certain:
-                unknown.append(logged_in)
-                why = refusal.reason
+                unknown.append((logged_in, refusal))
             else:
                 refused.append((logged_in, refusal))
         except Exception as error:
             services.logger.error("bug", session=standing.session, exc_info=error)
         await trio.lowlevel.checkpoint()
     if unknown:
-        services.logger.warning("sessions_not_judged", sessions=len(unknown), reason=printable(why))
+        reason = printable(unknown[-1][1].reason)
+        services.logger.warning("sessions_not_judged", sessions=len(unknown), reason=reason)
     await _end(services.relay, refused, f"not allowed any more since generation {snapshot.generation}")
     return unknown
 

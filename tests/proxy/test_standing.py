@@ -93,6 +93,14 @@ async def test_a_session_that_cannot_be_judged_stays_and_is_judged_again_until_i
     assert sessions.warned == [("sessions_not_judged", 2), ("sessions_not_judged", 1)]
 
 
+async def test_one_that_is_never_known_is_ended_in_the_end(judging, autojump_clock):
+    sessions = judging({"alice": [refusal(is_certain=False)]})
+    began = trio.current_time()
+    await standing.judge_the_living(sessions.services, sessions.snapshot)
+    assert sessions.ended == [("alice", When.BOUNDARY), ("alice", When.NOW)]
+    assert 300 <= trio.current_time() - began < 310
+
+
 async def test_one_that_is_over_is_not_judged_again(judging, autojump_clock):
     sessions = judging({"alice": [refusal(is_certain=False)]})
     async with trio.open_nursery() as nursery:

@@ -215,9 +215,7 @@ def described_client(
         click.UsageError: one is missing, cannot be, or does not go with another.
     """
     user, address, is_unix = _who_and_whence(user, database, address)
-    if wrong := [name for name in san if name.partition(":")[0] not in SAN_KINDS]:
-        kinds = ", ".join(f"{kind}:NAME" for kind in SAN_KINDS)
-        raise click.UsageError(f'--san takes one of {kinds}, not "{printable(wrong[0])}"')
+    _require_labels(san)
     given = _given_of_certificate(
         {
             "--certificate": certificate,
@@ -242,6 +240,17 @@ def described_client(
         certificate=False if no_certificate else None,
         said=Said(cn=cn, dn=dn, san=san or None, issuer=issuer),
     )
+
+
+def _require_labels(san: tuple[str, ...]) -> None:
+    """Each subjectAltName says of which kind it is.
+
+    Raises:
+        click.UsageError: one does not.
+    """
+    if wrong := [name for name in san if name.partition(":")[0] not in SAN_KINDS]:
+        kinds = ", ".join(f"{kind}:NAME" for kind in SAN_KINDS)
+        raise click.UsageError(f'--san takes one of {kinds}, not "{printable(wrong[0])}"')
 
 
 def _who_and_whence(user: str | None, database: str | None, address: str | None) -> tuple[str, str, bool]:

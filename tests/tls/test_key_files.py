@@ -520,6 +520,7 @@ def test_crls_are_read_in_pem_several_in_a_file_and_in_der() -> None:
         (ROOT_PEM + b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n", "block 2 (X509 CRL, line"),
         (CRL_A.public_bytes(Encoding.DER)[:-1], "it is no CRL in DER"),
     ],
+    ids=["empty", "garbage", "a certificate", "PEM cut off", "no CRL inside", "DER cut off"],
 )
 def test_crl_file_that_cannot_be_used_is_an_error(content: bytes, reason: str) -> None:
     with pytest.raises(UnusableFile) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -13,6 +14,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,8 +208,9 @@ def runnable_by(installation: Installation, user: ServerUser) -> Installation:
         return installation
     source = installation.bindir.parent
     copy = _copies(user) / f"{installation.version}-{_fingerprint(source)}"
-    if not _is_complete(source, copy):
-        _copy_tree(source, copy)
+    with _alone_in(copy.parent):
+        if not _is_complete(source, copy):
+            _copy_tree(source, copy)
     libdir = copy / "lib" if installation.libdir is not None else None
     moved = Installation(copy / installation.bindir.name, libdir, installation.version)
     user.run([moved.program("postgres"), "--version"], environment=moved.environment())
@@ -241,6 +244,17 @@ def _copies(user: ServerUser) -> Path:
         raise PostgresFailed(f"{folder} is not a folder of ours: remove it, or set TMPDIR to another place")
     folder.chmod(0o755)
     return folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other process is in here for the same folder meanwhile: it might replace what one of us runs."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fingerprint(source: Path) -> str:

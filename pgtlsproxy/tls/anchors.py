@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from pgtlsproxy.errors import ClientCertificateRefused
 from pgtlsproxy.identity import printable
@@ -14,6 +14,7 @@ from pgtlsproxy.tls.certificates import describe, key_fingerprint, read_names
 from pgtlsproxy.tls.der import MalformedDER
 from pgtlsproxy.tls.distinguished_name import parse, rfc2253
 from pgtlsproxy.tls.file_access import UnusableFile
+from pgtlsproxy.tls.root_lists import NO_LIST, OTHER_SCOPE, REVOKED, RootLists
 from pgtlsproxy.tls.trust import Trust
 
 MAX_SHOWN: Final = 3
@@ -43,18 +44,31 @@ def require_root(anchors: Sequence[x509.Certificate], file: str) -> None:
 
 
 def crl_warning(trust: Trust) -> str | None:
-    """Whose certificates are all refused, for want of a revocation list; None where there is one for each."""
+    """Whose certificates are all refused by the revocation lists; None where nobody's are."""
     if not trust.check_crls:
         return None
-    missing = [anchor for anchor in trust.anchors if not any(_is_by(crl, anchor) for crl in trust.crls)]
-    if not missing:
-        return None
-    there = [_crl_issuer(crl) for crl in trust.crls]
-    return (
-        f"has no revocation list of {_listed([subject(anchor) for anchor in missing])}, only of "
-        f"{_listed(there) if there else 'nobody'}: every certificate issued there is refused (unable to get "
-        "certificate CRL)"
-    )
+    lists = RootLists(trust)
+    problems = {anchor: lists.problem(anchor.public_bytes(Encoding.DER)) for anchor in trust.anchors}
+    missing = [subject(anchor) for anchor, problem in problems.items() if problem == NO_LIST]
+    roots = {anchor: problem for anchor, problem in problems.items() if _is_root(anchor)}
+    revoked = [subject(anchor) for anchor, problem in roots.items() if problem == REVOKED]
+    partial = [subject(anchor) for anchor, problem in roots.items() if problem == OTHER_SCOPE]
+    found = []
+    if missing:
+        there = [_crl_issuer(crl) for crl in trust.crls]
+        found.append(
+            f"has no revocation list of {_listed(missing)}, only of {_listed(there) if there else 'nobody'}: "
+            "every certificate issued there is refused (unable to get certificate CRL)"
+        )
+    if revoked:
+        found.append(f"has a list by which {_listed(revoked)} is revoked itself, with all that it issued")
+    if partial:
+        found.append(
+            f"has lists of {_listed(partial)} for a part of the certificates alone "
+            "(issuingDistributionPoint): every certificate issued there is refused until there is one that "
+            "covers the root, too (different CRL scope)"
+        )
+    return "; ".join(found) or None
 
 
 def keys_by_name(trust: Trust) -> dict[str, str | None]:
@@ -109,13 +123,6 @@ def _is_root(anchor: x509.Certificate) -> bool:
         return anchor.subject == anchor.issuer
     except ValueError:  # OpenSSL reads names that cryptography does not, and has the last word
         return True
-
-
-def _is_by(crl: x509.CertificateRevocationList, anchor: x509.Certificate) -> bool:
-    try:
-        return crl.issuer == anchor.subject and crl.is_signature_valid(anchor.public_key())  # type: ignore[arg-type]
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return False
 
 
 def _crl_issuer(crl: x509.CertificateRevocationList) -> str:

@@ -19,6 +19,7 @@ from OpenSSL import SSL, crypto
 
 from pgtlsproxy.errors import Mistake
 from pgtlsproxy.tls import diffie_hellman, openssl
+from pgtlsproxy.tls.root_lists import RootLists
 from pgtlsproxy.tls.trust import Trust, add_anchors, add_crls
 
 ALPN_PROTOCOL: Final = b"postgresql"
@@ -276,6 +277,8 @@ def _apply_trust(
         add_crls(store, trust)
     except UNUSABLE as error:
         return [(crl_setting, f"OpenSSL does not take a CRL in it: {openssl_reason(error)}")]
+    if trust.check_crls:
+        context.set_app_data(RootLists(trust))
     return []
 
 

@@ -140,6 +140,17 @@ def peer_issuer(connection: SSL.Connection) -> bytes | None:
     return _der(_lib.sk_X509_value(verified, min(length, 2) - 1)) if length > 0 else None
 
 
+def peer_root(connection: SSL.Connection) -> tuple[bytes, int] | None:
+    """The DER of the certificate in which the verified chain ends, and its depth; None without a chain."""
+    raw: Any = getattr(connection, "_ssl", None)
+    if not HAS_BINDING or raw is None:
+        chain = connection.get_verified_chain(as_cryptography=True) or []
+        return (chain[-1].public_bytes(Encoding.DER), len(chain) - 1) if chain else None
+    verified = _lib.SSL_get0_verified_chain(raw)
+    length = 0 if verified == _ffi.NULL else _lib.sk_X509_num(verified)
+    return (_der(_lib.sk_X509_value(verified, length - 1)), length - 1) if length > 0 else None
+
+
 def _der(certificate: Any) -> bytes:
     """The DER of an `X509 *`."""
     bio, where = _lib.BIO_new(_lib.BIO_s_mem()), _ffi.new("char **")

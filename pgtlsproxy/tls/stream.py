@@ -25,7 +25,7 @@ from OpenSSL import SSL
 from pgtlsproxy.errors import ClientCertificateRefused, ClientTLSFailed
 from pgtlsproxy.tls import certificates, openssl
 from pgtlsproxy.tls.contexts import UNREADABLE, HandshakeRecord, NoCommonALPN, openssl_reason
-from pgtlsproxy.tls.verdicts import client_certificate_refused, verdict
+from pgtlsproxy.tls.verdicts import client_certificate_refused, note_root, verdict
 
 Operation = Literal["read", "write"]
 _T = TypeVar("_T")
@@ -320,6 +320,9 @@ async def accept_tls(sock: socket.socket, context: SSL.Context) -> TLSLeg:
         raise ClientTLSFailed(f"TLS handshake failed: {openssl_reason(error)}") from None
     if openssl.is_resumed(connection):
         raise ClientTLSFailed("the client resumed a session, which skips the verification of its certificate")
+    note_root(connection, record)
+    if record.verify_error:
+        raise client_certificate_refused(record)
     try:
         leg = TLSLeg(sock, connection)
     except UNREADABLE as error:
@@ -357,6 +360,9 @@ async def connect_tls(sock: socket.socket, context: SSL.Context, server_name: by
         if record.verify_error:
             raise PeerNotVerified(f"{openssl_reason(error)}: {verdict(record)}") from None
         raise LegLost(openssl_reason(error)) from None
+    note_root(connection, record)
+    if record.verify_error:
+        raise PeerNotVerified(f"certificate verify failed: {verdict(record)}")
     try:
         return TLSLeg(sock, connection)
     except UNREADABLE as error:

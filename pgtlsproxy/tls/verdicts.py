@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+
+from OpenSSL import SSL
 
 from pgtlsproxy.errors import ClientCertificateRefused
-from pgtlsproxy.tls import openssl
+from pgtlsproxy.tls import certificates, openssl, root_lists
 from pgtlsproxy.tls.anchors import issuer
-from pgtlsproxy.tls.contexts import HandshakeRecord
+from pgtlsproxy.tls.contexts import UNREADABLE, HandshakeRecord
 
-NO_CRL: Final = 3
-"""X509_V_ERR_UNABLE_TO_GET_CRL (openssl/x509_vfy.h)."""
+
+def note_root(connection: SSL.Connection, record: HandshakeRecord) -> None:
+    """Note what a revocation list says against the root of the peer's chain, where lists are asked for.
+
+    Args:
+        connection: one whose handshake has succeeded.
+        record: where to.
+    """
+    lists = connection.get_context().get_app_data()
+    found = openssl.peer_root(connection) if isinstance(lists, root_lists.RootLists) else None
+    if found is None:
+        return
+    root, depth = found
+    record.verify_error, record.verify_depth = lists.problem(root, root_lists.now()), depth
+    with contextlib.suppress(*UNREADABLE):
+        record.certificate = certificates.load(root)
 
 
 def verdict(record: HandshakeRecord) -> str:
@@ -33,7 +49,7 @@ class ClientCertificateFailed(ClientCertificateRefused):
 def client_certificate_refused(record: HandshakeRecord) -> ClientCertificateFailed:
     """The refusal that a failed verification amounts to, in PostgreSQL's words."""
     advice = ""
-    if record.verify_error == NO_CRL and record.certificate is not None:
+    if record.verify_error == root_lists.NO_LIST and record.certificate is not None:
         advice = f": ssl_crl_file and ssl_crl_dir have no list of its issuer, {issuer(record.certificate)}"
     return ClientCertificateFailed(
         f"Client certificate verification failed at depth {record.verify_depth}: "

@@ -12,7 +12,8 @@ from typing import Final
 from cryptography import x509
 from OpenSSL import crypto
 
-from pgtlsproxy.tls import openssl
+from pgtlsproxy.tls import openssl, root_lists
+from pgtlsproxy.tls.root_lists import RootLists
 from pgtlsproxy.tls.trust import Trust, add_anchors, add_crls
 
 NO_CHECK_TIME: Final = 0x200000
@@ -33,6 +34,8 @@ class Vouching:
         if trust is not None:
             add_anchors(self._store, trust)
             add_crls(self._store, trust)
+        self._root_lists = RootLists(trust) if trust is not None and trust.check_crls else None
+        self._checks_time = checks_time
         openssl.ask_for_client_purpose(self._store)
         if not checks_time:
             self._store.set_flags(NO_CHECK_TIME)
@@ -44,10 +47,15 @@ class Vouching:
             chain: leaf first, with every certificate up to the anchor that vouched for it once.
         """
         try:
-            self._context(chain).verify_certificate()
+            if self._root_lists is None:
+                self._context(chain).verify_certificate()
+                return None
+            verified = self._context(chain).get_verified_chain()
         except crypto.X509StoreContextError as error:
             return f"at depth {error.errors[1]}: {error.errors[2]}"
-        return None
+        root = crypto.dump_certificate(crypto.FILETYPE_ASN1, verified[-1])
+        number = self._root_lists.problem(root, root_lists.now() if self._checks_time else None)
+        return f"at depth {len(verified) - 1}: {openssl.verify_error_string(number)}" if number else None
 
     def issuer(self, chain: Sequence[x509.Certificate]) -> x509.Certificate:
         """Who issued the leaf of a chain for which somebody vouches. A self-signed one issued itself."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fixtures import wire
 from fixtures.certs import Authority, Issued, common_names
+from fixtures.chains import CA, Node, node, saved, usages
 from fixtures.crls import ISSUING_DISTRIBUTION_POINT, crl, crl_number
 from fixtures.deployments import config, passthrough, with_certificate, with_tls
 from fixtures.fake_backend import lets_everybody_in
@@ -54,6 +56,14 @@ VERDICTS = {
     "of CAs' certificates alone": (0, "different CRL scope"),
     "100,000 others": LET_IN,
     "100,000 and revoked": (0, REVOKED),
+    "the root is revoked": (1, REVOKED),
+    "a part that the leaf is in, and the root is not": (1, "different CRL scope"),
+    "self-signed: unlisted": LET_IN,
+    "self-signed: revoked": (0, REVOKED),
+    "self-signed: a list of another CA alone": (0, NO_LIST),
+    "self-signed: expired": (0, "CRL has expired"),
+    "self-signed: not yet valid": (0, "CRL is not yet valid"),
+    "self-signed: of users' certificates alone": (0, "different CRL scope"),
 }
 """At which depth the chain fails, and why, in OpenSSL's words."""
 
@@ -137,10 +147,46 @@ def made_by_hand(folder):
     yield from ((which, Case(ca.crt.read_bytes(), each, alice)) for which, each in lists.items())
 
 
+def about_roots(folder):
+    """OpenSSL 4 asks no list about them."""
+    ca, other = Authority.root(folder / "ca", "of a root"), Authority.root(folder / "another", "another root")
+    point = x509.DistributionPoint([x509.UniformResourceIdentifier("http://a.example/1")], None, None, None)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    root = Node(ca.issued.certificate, ca.issued.private_key)
+    extensions = (names, x509.CRLDistributionPoints([point]))
+    part = x509.IssuingDistributionPoint(point.full_name, None, False, False, None, False, False)
+    lists = {
+        "the root is revoked": crl(ca, [ca.issued.certificate.serial_number]),
+        "a part that the leaf is in, and the root is not": crl(
+            ca, extensions=[(ISSUING_DISTRIBUTION_POINT, True, part.public_bytes())]
+        ),
+    }
+    for number, (which, each) in enumerate(lists.items()):
+        shown = saved(folder / f"leaf{number}", node("alice", root, extensions))
+        yield which, Case(ca.crt.read_bytes(), each, shown)
+
+    usage = usages("digital_signature", "key_cert_sign", "crl_sign")
+    alone = saved(folder / "alone", node("alice", None, (CA, usage, names)))
+    own, day = Authority(folder, alone), timedelta(days=1)
+    users_alone = ISSUING_DISTRIBUTION_POINT, True, b"\x30\x03\x81\x01\xff"
+    lists = {
+        "unlisted": crl(own),
+        "revoked": crl(own, [alone.certificate.serial_number]),
+        "a list of another CA alone": crl(other),
+        "expired": crl(own, since=-2 * day, until=-day),
+        "not yet valid": crl(own, since=day, until=2 * day),
+        "of users' certificates alone": crl(own, extensions=[users_alone]),
+    }
+    for which, each in lists.items():
+        yield f"self-signed: {which}", Case(alone.crt.read_bytes(), each, alone)
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("revocation")
-    found = dict((*made_by_openssl(folder / "openssl"), *made_by_hand(folder / "hand")))
+    found = dict(
+        (*made_by_openssl(folder / "openssl"), *made_by_hand(folder / "hand"), *about_roots(folder / "roots"))
+    )
     assert found.keys() == VERDICTS.keys()
     return found
 

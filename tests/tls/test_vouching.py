@@ -4,6 +4,7 @@ import pytest
 from cryptography import x509
 
 from fixtures.certs import Authority, common_names
+from fixtures.chains import CA, node, saved, usages
 from pgtlsproxy.tls.trust import Trust
 from pgtlsproxy.tls.vouching import Vouching
 
@@ -73,6 +74,26 @@ def test_an_intermediate_that_is_revoked_takes_its_leaves_along(certs):
 def test_a_list_for_every_ca_of_the_chain_is_needed(certs, leaf):
     trust = Trust(anchors(certs.ca), (), check_crls=True)
     assert both(trust, chain_of(leaf, certs.ca)) == ["at depth 0: unable to get certificate CRL"] * 2
+
+
+def test_a_root_that_has_revoked_itself_vouches_for_nobody(certs, leaf):
+    trust = Trust(anchors(certs.ca), (crl(certs.ca.crl(certs.ca.issued)),), check_crls=True)
+    assert both(trust, chain_of(leaf, certs.ca)) == ["at depth 1: certificate revoked"] * 2
+
+
+def test_a_self_signed_certificate_needs_a_list_of_its_own_that_is_valid_when_it_comes(certs, tmp_path):
+    usage = usages("digital_signature", "key_cert_sign", "crl_sign")
+    own = Authority(tmp_path, saved(tmp_path / "own", node("alice", None, (CA, usage))))
+    chain = (own.issued.certificate,)
+    no_list = "at depth 0: unable to get certificate CRL"
+    for lists, verdicts in (
+        ((), [no_list, no_list]),
+        ((certs.ca.crl(),), [no_list, no_list]),
+        ((own.crl(),), [None, None]),
+        ((own.crl(expired=True),), [None, "at depth 0: CRL has expired"]),
+        ((own.crl(own.issued),), ["at depth 0: certificate revoked"] * 2),
+    ):
+        assert both(Trust(anchors(own), tuple(map(crl, lists)), check_crls=True), chain) == verdicts
 
 
 def test_what_ran_out_meanwhile_ends_a_login_and_no_session(certs):

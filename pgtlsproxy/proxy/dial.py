@@ -24,6 +24,7 @@ from pgtlsproxy.identity import printable
 from pgtlsproxy.protocol.messages import SSL_REQUEST, Message, MessageReader
 from pgtlsproxy.proxy.stages import BackendAddress
 from pgtlsproxy.tls.contexts import ALPN_PROTOCOL
+from pgtlsproxy.tls.name_constraints import require_permitted
 from pgtlsproxy.tls.stream import (
     MAX_RECORD_OCTETS,
     ClearLeg,
@@ -229,7 +230,8 @@ def _check_tls(leg: TLSLeg, address: BackendAddress, backend: Backend, *, is_dir
         raise BackendTLSFailed(f"{address}: the server's certificate was not verified in this handshake")
     if backend.sslmode == "verify-full" and leg.peer_leaf is not None:
         try:
-            verify_host_name(leg.peer_leaf, address.host)
+            if verify_host_name(leg.peer_leaf, address.host):
+                require_permitted(leg.peer_chain[1:], address.host)
         except BackendTLSFailed as error:
             raise BackendTLSFailed(f"{address}: {error.reason}") from None
 

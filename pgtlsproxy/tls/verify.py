@@ -46,7 +46,7 @@ def is_ip_address(host: str) -> bool:
 
 
 @lru_cache(maxsize=REMEMBERED)
-def verify_host_name(certificate: x509.Certificate, host: str) -> None:
+def verify_host_name(certificate: x509.Certificate, host: str) -> bool:
     """Refuse a certificate that is not for this host.
 
     Nothing else is checked: OpenSSL has verified the chain in the handshake. What was found right is
@@ -55,6 +55,10 @@ def verify_host_name(certificate: x509.Certificate, host: str) -> None:
     Args:
         certificate: the backend's leaf.
         host: the configured `host`.
+
+    Returns:
+        Whether only a wildcard stands for it: its CAs may be forbidden to certify the host itself, which
+        nobody has asked yet (`tls.name_constraints`).
 
     Raises:
         BackendTLSFailed: it is for another host, for none, or its names cannot be trusted. The
@@ -74,8 +78,10 @@ def verify_host_name(certificate: x509.Certificate, host: str) -> None:
         matches = _matches_alternative_name
     for name in examined:
         _refuse_tricks(name)
-    if not any(matches(name, host) for name in examined):
+    matching = [name for name in examined if matches(name, host)]
+    if not matching:
         raise BackendTLSFailed(_mismatch(examined, host))
+    return all(name.kind is NameKind.DNS and b"*" in name.value for name in matching)
 
 
 def _matches_common_name(name: AlternativeName, host: str) -> bool:

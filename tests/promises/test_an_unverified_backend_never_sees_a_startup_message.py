@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fixtures import wire
 from fixtures.certs import Authority, Issued, common_names
+from fixtures.chains import NO_CA, Node, node, saved
 from fixtures.deployments import config, passthrough, with_tls
 from fixtures.fake_backend import Script, asks_for_scram, silent
 from fixtures.postgres import password
@@ -107,6 +108,9 @@ IMPOSTORS = {
     "a wildcard too deep": Impostor(
         'does not match host name "db.lab.test"', certificate="wildcard_test", settings=LAB
     ),
+    "a wildcard for a host that its CA may not certify": Impostor(
+        'forbid host name "db.lab.test"', certificate="wildcard_of_a_limited_ca", settings=LAB
+    ),
     "an address as CN": Impostor("does not match", certificate="address_as_cn", settings=BY_ADDRESS),
     "an address as DNS name": Impostor("does not match", certificate="address_as_dns", settings=BY_ADDRESS),
     "another address": Impostor("does not match", certificate="other_address", settings=BY_ADDRESS),
@@ -140,6 +144,9 @@ def certificates(certs, tmp_path_factory):
     chained = ca.intermediate("an intermediate").server("localhost")
     leaf_only = folder / "leaf.crt"
     leaf_only.write_bytes(chained.certificate.public_bytes(Encoding.PEM))
+    limits = x509.NameConstraints(None, [x509.DNSName("db.lab.test")])
+    limited = node("limited", Node(ca.issued.certificate, ca.issued.private_key), critical=(limits,))
+    wildcard = x509.SubjectAlternativeName([x509.DNSName("*.lab.test")])
     address_as_dns = x509.SubjectAlternativeName([x509.DNSName("127.0.0.1")])
     return {
         "good": certs.server,
@@ -154,6 +161,7 @@ def certificates(certs, tmp_path_factory):
         "cn_beside_san": ca.issue(localhost, names=("db.example.com",)),
         "no_name": ca.issue(x509.Name([])),
         "wildcard_test": ca.issue(common_names("x"), names=("*.test",)),
+        "wildcard_of_a_limited_ca": saved(folder / "wild", node("x", limited, (NO_CA, wildcard)), limited),
         "address_as_cn": ca.issue(common_names("127.0.0.1")),
         "address_as_dns": ca.issue(common_names("x"), extensions=[address_as_dns]),
         "other_address": ca.issue(common_names("127.0.0.1"), names=("127.0.0.2",)),

@@ -267,6 +267,22 @@ def test_refusal_is_told_in_libpqs_words(shown: x509.Certificate, host: str, rea
     assert caught.value.sqlstate == "57P03"
 
 
+@pytest.mark.parametrize(
+    ("shown", "is_by_wildcard"),
+    [
+        (certificate(*dns("*.db.test")), True),
+        (certificate(*dns("x.test", "*.db.test")), True),
+        (certificate(*dns("*.db.test", "a.db.test")), False),
+        (certificate(*dns("a.db.test")), False),
+        (cn_only("a.db.test"), False),
+    ],
+)
+def test_it_is_said_where_a_wildcard_alone_stands_for_the_host(
+    shown: x509.Certificate, *, is_by_wildcard: bool
+) -> None:
+    assert verify_host_name(shown, "a.db.test") is is_by_wildcard
+
+
 def test_client_is_told_nothing_of_the_names() -> None:
     with pytest.raises(BackendTLSFailed) as caught:
         verify_host_name(cn_only("secret.internal.test"), "h.test")

@@ -175,6 +175,17 @@ class ProofKind(enum.StrEnum):
     LITERAL_LOCAL_USER = "trust"
 
 
+class Challenge(enum.Enum):
+    """What a backend asked the client for."""
+
+    NONE = enum.auto()
+    CLEARTEXT = enum.auto()
+    MD5 = enum.auto()
+    GSS = enum.auto()
+    SCRAM = enum.auto()
+    OTHER_SASL = enum.auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """That a session's client is its user. Only `proxy.login` makes one.
@@ -184,8 +195,11 @@ class Proof:
         user: the user of the StartupMessage.
         identity: what was proved, as PostgreSQL's `connection authenticated` line has it: a DN,
             an operating system user, a role.
+        challenge: what the backend asked the client for, which the client answered; `NONE` where it let the
+            session in unasked.
     """
 
     kind: ProofKind
     user: str
     identity: str
+    challenge: Challenge = Challenge.NONE

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pgtlsproxy.identity import printable
+from pgtlsproxy.identity import Challenge, printable
 from pgtlsproxy.policy.hba import Method
 from pgtlsproxy.policy.proofs import Login
 
@@ -124,6 +124,18 @@ ORDERS: Mapping[tuple[Login, Method], _Order] = MappingProxyType(
 """For each login and method: which message may follow which (None: the first). What is missing may ask
 nothing."""
 
+_OPENINGS = MappingProxyType(
+    {
+        Challenge.NONE: _OK,
+        Challenge.CLEARTEXT: _CLEARTEXT,
+        Challenge.MD5: _MD5,
+        Challenge.GSS: _GSS,
+        Challenge.SCRAM: _SASL,
+        Challenge.OTHER_SASL: _SASL,
+    }
+)
+"""The message with which a backend begins to ask."""
+
 _SCRAM = frozenset({"SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"})
 _OAUTHBEARER = "OAUTHBEARER"
 
@@ -163,6 +175,22 @@ def judge(
     if code == _SASL:
         return _judge_mechanisms(method, mechanisms, client)
     return Verdict(Action.RELAY)
+
+
+def allows(login: Login, method: Method, challenge: Challenge) -> bool:
+    """Whether a backend may ask a client in this way.
+
+    Args:
+        login: how the backend is satisfied.
+        method: the method of the line of pg_hba.conf.
+        challenge: how it asked; `NONE` where it let the client in unasked.
+    """
+    first = ORDERS.get((login, method), MappingProxyType({})).get(None, frozenset())
+    if _OPENINGS[challenge] not in first:
+        return False
+    if method is Method.OAUTH:
+        return challenge is Challenge.OTHER_SASL
+    return challenge is not Challenge.OTHER_SASL or method not in {Method.SCRAM_SHA_256, Method.MD5}
 
 
 def _judge_mechanisms(method: Method, mechanisms: Sequence[str], client: ClientLeg) -> Verdict:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from pgtlsproxy.errors import BackendMisbehaved, ProtocolViolation
-from pgtlsproxy.identity import Secret, decode_name, printable
+from pgtlsproxy.identity import Challenge, Secret, decode_name, printable
 from pgtlsproxy.protocol.messages import (
     Authentication,
     Message,
@@ -52,17 +52,6 @@ _CONTINUES: Final[Mapping[int, frozenset[int]]] = MappingProxyType(
 
 _SCRAM_MESSAGES: Final = 2
 """What a client says in SCRAM: client-first-message and client-final-message (RFC 5802, section 5)."""
-
-
-class Challenge(enum.Enum):
-    """What a backend asked the client for."""
-
-    NONE = enum.auto()
-    CLEARTEXT = enum.auto()
-    MD5 = enum.auto()
-    GSS = enum.auto()
-    SCRAM = enum.auto()
-    OTHER_SASL = enum.auto()
 
 
 class BindingFlag(enum.Enum):

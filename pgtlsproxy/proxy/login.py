@@ -8,6 +8,7 @@ certificate or to its operating system user has believed the proxy, and that pro
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -21,7 +22,7 @@ from pgtlsproxy.errors import (
     ProxyError,
     Unproven,
 )
-from pgtlsproxy.identity import Proof, ProofKind
+from pgtlsproxy.identity import Challenge, Proof, ProofKind
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.policy.challenge import Action, ClientLeg, judge
@@ -29,7 +30,6 @@ from pgtlsproxy.policy.proofs import Login
 from pgtlsproxy.protocol.backend import (
     SCRAM_PLUS,
     BindingFlag,
-    Challenge,
     LoginExchange,
     without_channel_binding,
 )
@@ -294,15 +294,15 @@ class _Login:
                 f"backend {self._grant.backend} let a reserved user or a replication session in unasked: it "
                 f"believes the proxy, and {self._grant.hba} and its map do not name the user"
             )
+        outcome, user = self.exchange.outcome, self._grant.user
         proof = own_proof(self._grant)
         if proof is not None:
-            return proof
-        outcome, user = self.exchange.outcome, self._grant.user
+            return replace(proof, challenge=outcome.challenge)
         if outcome.is_answered and outcome.is_finished:
             if ProofKind.SCRAM in self._grant.accepts and outcome.challenge is Challenge.SCRAM:
-                return Proof(ProofKind.SCRAM, user, user)
+                return Proof(ProofKind.SCRAM, user, user, outcome.challenge)
             if ProofKind.BACKEND_CHALLENGE in self._grant.accepts:
-                return Proof(ProofKind.BACKEND_CHALLENGE, user, user)
+                return Proof(ProofKind.BACKEND_CHALLENGE, user, user, outcome.challenge)
         if ProofKind.REQUIRE_AUTH_NONE in self._grant.accepts:
             return Proof(ProofKind.REQUIRE_AUTH_NONE, user, user)
         raise Unproven(

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fixtures.policies import PRIMARY, make_rules
-from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, Proof, ProofKind
+from pgtlsproxy.identity import Certificate, Challenge, ClientAddress, OSUser, Proof, ProofKind
 from pgtlsproxy.policy.access import AccessRefused, AccessRequest, DecidedBy, Facts, Grant, Rules, decide
 from pgtlsproxy.policy.continuity import require_same
 from pgtlsproxy.policy.databases import BackendTerms, Databases, Destination
@@ -173,6 +173,72 @@ def test_a_session_stays_only_where_its_database_leads_to_the_same_place(
         return
     with pytest.raises(AccessRefused, match=problem):
         require_same(before, newer, REQUEST, proof)
+
+
+BY_CERTIFICATE = Proof(ProofKind.CERTIFICATE, "alice", "CN=alice")
+
+
+def by_backend(challenge: Challenge) -> Proof:
+    return Proof(ProofKind.BACKEND_CHALLENGE, "alice", "alice", challenge)
+
+
+@pytest.mark.parametrize(
+    ("line", "proof", "problem"),
+    [
+        ("cert", BY_CERTIFICATE, None),
+        ("trust", by_backend(Challenge.CLEARTEXT), None),
+        ("trust", by_backend(Challenge.OTHER_SASL), None),
+        ("md5", by_backend(Challenge.MD5), None),
+        ("md5", by_backend(Challenge.SCRAM), None),
+        ("gss", by_backend(Challenge.GSS), None),
+        ("oauth", by_backend(Challenge.OTHER_SASL), None),
+        ("scram-sha-256", BY_CERTIFICATE, "proved by cert, and has to be by scram-sha-256 now"),
+        ("md5", by_backend(Challenge.CLEARTEXT), "otherwise than md5 demands"),
+        ("md5", by_backend(Challenge.OTHER_SASL), "otherwise than md5 demands"),
+        ("gss", by_backend(Challenge.MD5), "otherwise than gss demands"),
+        ("pam", by_backend(Challenge.GSS), "otherwise than pam demands"),
+        ("oauth", by_backend(Challenge.SCRAM), "otherwise than oauth demands"),
+    ],
+)
+def test_a_session_stays_only_while_its_proof_is_one_that_the_line_takes(
+    line: str, proof: Proof, problem: str | None
+) -> None:
+    grant = granted(make_rules(f"hostssl all all all {line}"), REQUEST)
+    if problem is None:
+        require_same(grant, grant, REQUEST, proof)
+        return
+    with pytest.raises(AccessRefused, match=problem) as caught:
+        require_same(grant, grant, REQUEST, proof)
+    assert caught.value.decided_by is DecidedBy.PROOF
+
+
+@pytest.mark.parametrize(
+    ("reserved", "challenge", "is_refused"),
+    [
+        ({"alice"}, Challenge.NONE, True),
+        ({"alice"}, Challenge.SCRAM, False),
+        (set(), Challenge.NONE, False),
+    ],
+)
+def test_a_session_that_was_let_in_unasked_does_not_stay_behind_a_newer_fence(
+    reserved: set[str], challenge: Challenge, *, is_refused: bool
+) -> None:
+    def leading_to(reserved_users: set[str]) -> Grant:
+        terms = replace(PRIMARY, reserved_users=frozenset(reserved_users))
+        databases = Databases(others=Destination(terms))
+        return granted(make_rules("hostssl all all all cert", databases=databases), REQUEST)
+
+    before, newer, proof = (
+        leading_to(set()),
+        leading_to(reserved),
+        replace(BY_CERTIFICATE, challenge=challenge),
+    )
+    if not is_refused:
+        require_same(before, newer, REQUEST, proof)
+        return
+    with pytest.raises(AccessRefused, match="unasked") as caught:
+        require_same(before, newer, REQUEST, proof)
+    assert caught.value.decided_by is DecidedBy.RESERVED_USERS
 
 
 NAMES = ("crm", "crm_ro", "shop", "alice", "all", "replication", "samerole", "x", "\udcff")

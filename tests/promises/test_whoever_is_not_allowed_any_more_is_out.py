@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import yaml
 
 from fixtures import wire
 from fixtures.certs import common_names
@@ -100,6 +101,13 @@ def take_the_ca_out(deployment):
     shutil.copy(deployment.certs.other_ca.crl(), deployment.running.config.parent / "ca.crl")
 
 
+def reserve_alice(deployment):
+    """The backend lets everybody in, and the line and its map would have to name her: the line says all."""
+    settings = yaml.safe_load(deployment.running.config.read_text())
+    settings["backends"]["primary"]["reserved_users"] = ["postgres", "alice"]
+    deployment.running.config.write_text(yaml.safe_dump(settings))
+
+
 NOT_ALLOWED_ANY_MORE = {
     "certificate revoked": (
         lambda deployment: deployment.revoke("alice"),
@@ -115,6 +123,11 @@ NOT_ALLOWED_ANY_MORE = {
     "no line": (
         lambda deployment: deployment.write("pg_hba.conf", b"hostssl other all all cert\n"),
         "no pg_hba.conf entry for host",
+        "denied",
+    ),
+    "reserved, and let in unasked": (
+        reserve_alice,
+        "pg_hba.conf rejects connection for host",
         "denied",
     ),
     "no map entry": (

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgtlsproxy.errors import BackendMisbehaved, ProtocolViolation
+from pgtlsproxy.identity import Challenge
 from pgtlsproxy.protocol.backend import (
     BindingFlag,
-    Challenge,
     LoginExchange,
     Outcome,
     without_channel_binding,

@@ -111,7 +111,7 @@ async def _log_in(
     candidates = Candidates(accepted.listener.backends[grant.backend].settings, services.resolver)
     standing = standing_of(negotiated, grant)
 
-    async def admit(proof: Proof) -> Standing:
+    async def admit(proof: Proof, standing: Standing = standing) -> Standing:
         services.admission.check_open()
         return await keep_up(standing, negotiated.leg, proof, services)
 
@@ -121,7 +121,7 @@ async def _log_in(
             attrs = candidates.target_session_attrs
             logged_in = await log_in(negotiated, grant, backend, attrs, client, admit, log)
             # Once more: the client may have taken its time to hear of it.
-            return replace(logged_in, standing=await admit(logged_in.proof))
+            return replace(logged_in, standing=await admit(logged_in.proof, logged_in.standing))
         except WrongSessionAttributes as error:
             backend.leg.close()
             candidates.unfit(error)

@@ -1,4 +1,4 @@
-"""`pgtlsproxy check --rules`: the rules of each listener as PostgreSQL's views show them."""
+"""`pgtlsproxy check --rules`: each listener's rules as PostgreSQL's views show them, and its databases."""
 
 from __future__ import annotations
 
@@ -6,19 +6,40 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from pgtlsproxy.cli.tables import print_table
+from pgtlsproxy.config import ANY_DATABASE, Listener
+from pgtlsproxy.identity import printable
 from pgtlsproxy.policy.views import HbaRow, IdentRow, hba_rows, ident_rows
 from pgtlsproxy.proxy.files import read_rules
 
-HBA_VIEW, IDENT_VIEW = "pg_hba_file_rules", "pg_ident_file_mappings"
+HBA_VIEW, IDENT_VIEW, ROUTES = "pg_hba_file_rules", "pg_ident_file_mappings", "databases"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteRow:
+    """Where a database leads.
+
+    Args:
+        database: as clients call it; `*` for all that are not listed.
+        backend: the name of the backend.
+        dbname: what the database is called there; None for the name that was asked for.
+    """
+
+    database: str
+    backend: str
+    dbname: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Views:
-    """The two views of a listener."""
+    """The two views of a listener, and where its databases lead."""
 
     listener: str
     hba: Sequence[HbaRow]
     ident: Sequence[IdentRow]
+    routes: Sequence[RouteRow]
+
+
+_Row = HbaRow | IdentRow | RouteRow
 
 
 def rules_as_object(path: str) -> dict[str, object]:
@@ -27,6 +48,7 @@ def rules_as_object(path: str) -> dict[str, object]:
         one.listener: {
             HBA_VIEW: [asdict(row) for row in one.hba],
             IDENT_VIEW: [asdict(row) for row in one.ident],
+            ROUTES: [asdict(row) for row in one.routes],
         }
         for one in _views(path)
     }
@@ -38,6 +60,8 @@ def print_rules(path: str) -> None:
         _print(f"{HBA_VIEW} of listener {one.listener}", HbaRow, one.hba)
         if one.ident:
             _print(f"{IDENT_VIEW} of listener {one.listener}", IdentRow, one.ident)
+        if [row.database for row in one.routes] != [ANY_DATABASE]:
+            _print(f"{ROUTES} of listener {one.listener}", RouteRow, one.routes)
 
 
 def _views(path: str) -> Iterator[_Views]:
@@ -53,10 +77,17 @@ def _views(path: str) -> Iterator[_Views]:
             tuple(ident_rows(listener.ident_file, ident, files.included))
             if listener.ident_file is not None and isinstance(ident, bytes)
             else (),
+            tuple(_routes(listener)),
         )
 
 
-def _print(title: str, kind: type[HbaRow | IdentRow], rows: Sequence[HbaRow | IdentRow]) -> None:
+def _routes(listener: Listener) -> Iterator[RouteRow]:
+    for name, database in listener.destinations.items():
+        called = None if database.dbname is None else printable(database.dbname)
+        yield RouteRow(database=printable(name), backend=database.backend, dbname=called)
+
+
+def _print(title: str, kind: type[_Row], rows: Sequence[_Row]) -> None:
     columns = [field.name for field in fields(kind)]
     print_table(title, columns, [[_cell(getattr(row, column)) for column in columns] for row in rows])
 

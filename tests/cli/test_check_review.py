@@ -199,6 +199,7 @@ def test_the_rules_are_printed_listener_by_listener(certs, proxy, command_line):
                 "pg_username": "alice", "error": None,
             }
         ],
+        "databases": [{"database": "*", "backend": "primary", "dbname": None}],
     }  # fmt: skip
     first, second = rules["b"]["pg_hba_file_rules"]
     assert (first["file_name"], first["user_name"], first["netmask"]) == (
@@ -211,7 +212,30 @@ def test_the_rules_are_printed_listener_by_listener(certs, proxy, command_line):
     assert "pg_hba_file_rules of listener a:\n  rule_number  file_name" in shown
     assert "{app}     {alice,bob}  10.0.0.0  255.0.0.0  cert         {map=m,clientcert=verify-full}" in shown
     assert "pg_ident_file_mappings of listener a:" in shown
+    assert "databases of listener" not in shown
     assert "\x1b" not in shown
+
+
+def test_where_databases_lead_is_printed_with_the_rules(certs, proxy, command_line):
+    listener = with_tls(
+        certs, databases={"crm": "primary", "ro": {"backend": "other", "dbname": "crm"}, "*": "other"}
+    )
+    listener.pop("backend", None)
+    path = proxy.write(
+        config({"a": listener}, primary=passthrough(NoServer, certs), other=passthrough(NoServer, certs)),
+        {"pg_hba.conf": "hostssl all all all scram-sha-256\n"},
+    )
+    rows = json.loads(command_line("check", "-c", path, "--rules", "--json").stdout)["rules"]["a"]
+    assert rows["databases"] == [
+        {"database": "*", "backend": "other", "dbname": None},
+        {"database": "crm", "backend": "primary", "dbname": None},
+        {"database": "ro", "backend": "other", "dbname": "crm"},
+    ]
+    shown = command_line("check", "-c", path, "--rules").stdout.splitlines()
+    start = shown.index("databases of listener a:")
+    assert [line.split() for line in shown[start + 1 : start + 5]] == [
+        ["database", "backend", "dbname"], ["*", "other"], ["crm", "primary"], ["ro", "other", "crm"],
+    ]  # fmt: skip
 
 
 def test_our_options_are_among_the_options(certs, proxy, command_line):

@@ -1,9 +1,15 @@
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pgtlsproxy.errors import ConfigError
 from pgtlsproxy.policy.roles import Memberships, parse_roles
+from pgtlsproxy.proxy.rule_files import InclusionReader
+
+MANUAL = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
 
 
 def members(text: str) -> Memberships:
@@ -23,6 +29,19 @@ def test_members_of_members_are_members() -> None:
     assert found.of("dave") == {"dave", "staff"}
     assert found.of("dba") == {"dba", "staff"}
     assert found.names == {"staff", "dba", "web team"}
+
+
+def test_the_example_of_the_manual_says_what_its_columns_are_called(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```\n(# role   members\n.*?)^```$", MANUAL, re.MULTILINE | re.DOTALL)
+    (tmp_path / "more_names").write_text("dave erin\n")
+    found = parse_roles(str(tmp_path / "roles"), example.encode(), InclusionReader())
+    assert {name: found.of(name) - {name} for name in ("alice", "bob", "Carol Smith", "dave", "carol")} == {
+        "alice": {"staff", "admins"},
+        "bob": {"staff"},
+        "Carol Smith": {"staff"},
+        "dave": {"everyone"},
+        "carol": set(),
+    }
 
 
 def test_a_user_that_no_line_knows_is_a_member_of_itself_alone() -> None:

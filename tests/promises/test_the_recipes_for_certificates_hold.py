@@ -101,6 +101,24 @@ def outcome(running, certificate, user, database):
         return message.error if message.kind == b"E" else LET_IN
 
 
+TESTED_ELSEWHERE = {
+    "# databases: {crm": "tests/promises/test_one_port_leads_each_database_to_its_server.py",
+    "# role   members": "tests/policy/test_policy_roles.py",
+    "$ pgtlsproxy explain": "tests/cli/test_explain_command.py",
+}
+"""How the other blocks of the page begin, and who takes them as they stand."""
+
+RECIPES = ("One user a certificate", "One CA a team", "SPIFFE", "Somebody must be out now")
+
+
+def test_every_block_of_the_page_is_taken_by_a_test():
+    tested = [recipe(title)[0] for title in RECIPES]
+    for block in re.findall(r"^```\w*\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
+        if block not in tested:
+            (test,) = [path for begin, path in TESTED_ELSEWHERE.items() if block.startswith(begin)]
+            assert "policy.md" in (ROOT / test).read_text()
+
+
 def test_one_user_a_certificate(follow, corporation):
     running = follow(files_of("One user a certificate"))
     smith = corporation.client("Team A CA", "alice.smith")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import asdict
 
 import pytest
 
+from pgtlsproxy.identity import printable
 from pgtlsproxy.policy.views import hba_rows, ident_rows
 from pgtlsproxy.proxy.rule_files import InclusionReader
 
@@ -120,3 +122,85 @@ def test_a_map_with_everything_that_both_read(server):
     expected = by_the_server(server, "pg_ident.conf", IDENT, IDENT_COLUMNS, "pg_ident_file_mappings")
     path = str(server.data / "pg_ident.conf")
     assert_same(list(ident_rows(path, IDENT.encode(), InclusionReader())), expected)
+
+
+SEED, LINES = 17, 4000
+SEPARATORS = (" ", "\t", "  ", "\r", " \\\n")
+PIECES = (
+    "local", "host", "hostssl", "all", '"all"', "sameuser", "samerole", "replication", "+staff", '"+staff"', "/^a", '"/^a b"',
+    "alice", '"a""b"', '""', 'a"b"c', '"x,y"', "@nofile", '"@x"', "@", "10.0.0.0/8", "10.1.2.3", "255.255.0.0", "::1/128",
+    "samehost", "SAMEHOST", '"samenet"', ".example.com", "trust", "reject", "cert", "md5", "map=m", '"map=m x"', 'map="m x"',
+    "clientcert=verify-ca", "clientname=DN", "include", "\\", "\\\n", "\\\r\n", "\n", " ", "\t", "\r", ",", ", ", " ,", "#",
+    '"', "é", "\xa0", "\x0b", "\x0c", "\x1c", "\u2028", "\ufeff", "\x01", "=", "/", "+", "10.0.0.0/+8", "0/0", "::/0",
+    "::ffff:10.0.0.1", "1.2.3", "/(", "/a{2", "/[", r"/\1", "/a**", "/^(.*)$", r"\1", r'"\1"',
+)  # fmt: skip
+STRICTER_ERRORS = {
+    "invalid host name", "invalid IP address", "invalid CIDR mask", "invalid regular expression", "file",
+}  # fmt: skip
+"""How the mistakes begin in what the server takes; each of them is told in docs/policy.md."""
+
+
+def some_line(numbers, *columns):
+    """One that is nearly right, or has no sense at all."""
+    if numbers.random() < 0.4:
+        return "".join(
+            numbers.choice(PIECES) + numbers.choice(("", " ")) for _ in range(numbers.randint(1, 9))
+        )
+    words = [numbers.choice(PIECES if numbers.random() < 0.1 else column) for column in columns]
+    line = numbers.choice(SEPARATORS).join(words)
+    at = numbers.randrange(len(line) + 1)
+    return line[:at] + (numbers.choice(PIECES) if numbers.random() < 0.3 else "") + line[at:]
+
+
+def some_hba(numbers):
+    columns = [("host", "hostssl"), ("all", "a,b", '"x y"'), ("all", "+s,/x", '"a"b')]
+    addresses = ("all", "10.0.0.0/8", "::1/128", "samenet", "h.example", "10.0.0.0 255.0.0.0")
+    columns += [addresses, ("trust", "reject", "md5"), ("", "", "# x")]
+    return some_line(numbers, *columns)
+
+
+def some_ident(numbers):
+    return some_line(
+        numbers, ("m", '"m x"', "m,n"), ("alice", "/^(.*)$", '"a b"'), ("bob", r"\1", "all", "+s")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "columns", "made", "rows"),
+    [
+        ("pg_hba.conf", "pg_hba_file_rules", COLUMNS, some_hba, lambda *file: hba_rows(*file, tls=True)),
+        ("pg_ident.conf", "pg_ident_file_mappings", IDENT_COLUMNS, some_ident, ident_rows),
+    ],
+    ids=["pg_hba.conf", "pg_ident.conf"],
+)
+def test_random_lines_are_read_as_by_the_server_or_refused(server, name, view, columns, made, rows):
+    numbers = random.Random(SEED)
+    content = "\n".join(made(numbers) for _ in range(LINES))
+    theirs = by_place(by_the_server(server, name, content, columns, view))
+    ours = by_place(map(plain, rows(str(server.data / name), content.encode(), InclusionReader())))
+    assert len(theirs) > LINES // 2
+    assert sum(row["error"] is None for row in ours.values()) > LINES // 8
+    for place in ours | theirs:
+        mine, row = ours.get(place), theirs.get(place)
+        if mine is not None and mine["error"] is not None:
+            if row is None or row["error"] is None:
+                assert any(map(mine["error"].startswith, STRICTER_ERRORS)), (row, mine)
+        else:
+            assert mine == row, place
+
+
+def by_place(rows):
+    """By file and line, without what hangs on how many lines before it are right."""
+    numbers = {"rule_number", "map_number"}
+    return {
+        (row["file_name"], row["line_number"]): {
+            key: shown(value) for key, value in row.items() if key not in numbers
+        }
+        for row in rows
+    }
+
+
+def shown(value):
+    if isinstance(value, list):
+        return [printable(each) for each in value]
+    return printable(value) if isinstance(value, str) else value

@@ -78,7 +78,7 @@ class BulkTransfers:
         """One slice; after a few small ones the session is bulk no more.
 
         Returns:
-            Whether it was large and nothing else has happened.
+            Whether it was large, of a session that is bulk, and nothing else has happened.
         """
         session, pace = direction.session, direction.pace
         taken = session.step(direction, SLICE_OCTETS)
@@ -87,7 +87,7 @@ class BulkTransfers:
             # Where there will be more, no event is waited for.
             if taken > SLICE_OCTETS // 2 or direction.source.has_more:
                 self.enqueue(direction)
-            return session.is_undisturbed
+            return session.is_undisturbed and session in self.sessions
         pace.smalls += 1
         # The turn may have been due when the other direction found that the transfer is over.
         is_over = pace.smalls >= SMALLS_TO_END and direction.reverse.pace.smalls > 0
@@ -109,6 +109,12 @@ class BulkTransfers:
         if all(is_free):
             del self.sessions[session]
             session.from_client.pace.larges = session.from_backend.pace.larges = 0
+
+    def give_back(self, session: RelaySession) -> None:
+        """Take their memory from legs that have it only because their sockets were full."""
+        if session not in self.sessions:
+            for leg in (session.client, session.backend):
+                leg.unbuffer()
 
     def forget(self, session: RelaySession) -> None:
         """A session is over."""

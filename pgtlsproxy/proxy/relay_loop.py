@@ -293,6 +293,7 @@ class RelayLoop:
             self._remove(session)
         if session.stage is Stage.REPORTED:
             return
+        self._bulk.give_back(session)
         for direction in (session.from_client, session.from_backend):
             self._watch(direction)
             if direction.source.has_more and direction.may_read:

@@ -90,7 +90,8 @@ class RawLeg(abc.ABC):
         unsent_wants: what the writing of it waits for.
         read_wants: what the next read waits for.
         is_ending: whether the end is to be said behind what is unsent.
-        is_buffered: whether the leg is ready for a bulk transfer.
+        is_buffered: whether memory may stand between the leg and its socket: it is ready for a bulk
+            transfer, or its socket was full.
     """
 
     __slots__ = (

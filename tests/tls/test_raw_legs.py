@@ -1,5 +1,6 @@
 """Legs as the relay's thread holds them: memory is put between OpenSSL and the socket and taken away, at any moment."""
 
+import contextlib
 import select
 import socket
 import threading
@@ -116,7 +117,7 @@ def test_what_a_full_socket_does_not_take_is_kept_from_other_sessions(ends, is_b
         sent += MAX_RECORD_OCTETS
         if not raw.send(MAX_RECORD_OCTETS):
             break
-    assert raw.unbuffer() is not is_buffered  # what is kept would be encrypted once more
+    assert not raw.unbuffer()  # what is kept would be encrypted once more
     plain[:] = b"?" * len(plain)  # another session's
     raw._buffers.cipher_view[:] = b"?" * len(plain)
     received = b""
@@ -132,3 +133,54 @@ def test_what_a_full_socket_does_not_take_is_kept_from_other_sessions(ends, is_b
         select.select([], [raw.sock], [], 5)
     reader.join(10)
     assert received == b"m" * sent
+    assert raw.unbuffer()
+
+
+def fill(raw):
+    """Write until the socket is full; returns how many octets."""
+    raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sent, has_room = 0, True
+    while has_room:
+        raw._buffers.plain[:MAX_RECORD_OCTETS] = b"m" * MAX_RECORD_OCTETS
+        sent += MAX_RECORD_OCTETS
+        has_room = raw.send(MAX_RECORD_OCTETS)
+    return sent
+
+
+def flush_to(raw, connection, octets=None):
+    """Write all that is unsent while the peer reads so many octets, or to the end; returns what it has read."""
+    received = bytearray()
+
+    def read():
+        with contextlib.suppress(SSL.ZeroReturnError):
+            while octets is None or len(received) < octets:
+                received.extend(connection.recv(65536))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while not raw.flush():
+        select.select([], [raw.sock], [], 5)
+    reader.join(10)
+    return bytes(received)
+
+
+def test_openssl_never_holds_half_a_record(ends):
+    """It could put no other behind it: neither an answer to a KeyUpdate nor close_notify."""
+    raw, peer, sender, connection = ends
+    sent = fill(raw)
+    peer.sendall(sender.key_update(requested=True) + sender.record(MESSAGE))
+    assert receive(raw) == len(MESSAGE)
+    assert not raw.end()
+    assert flush_to(raw, connection) == b"m" * sent
+
+
+def test_a_full_socket_gets_what_was_written_to_it_and_no_memory_stays(ends):
+    raw, _, _, connection = ends
+    for data in (bytes(range(256)) * 1000, bytes(range(7)) * 9999):
+        sent = fill(raw)
+        assert raw.is_buffered
+        assert flush_to(raw, connection, sent) == b"m" * sent
+        assert raw.unbuffer()
+        assert not raw.put(data)
+        assert flush_to(raw, connection, len(data)) == data
+        assert raw.unbuffer()

@@ -28,6 +28,11 @@ ASYNCHRONOUS: Final = frozenset(b"ANS")
 MANY_MESSAGES: Final = 64
 """More than so many in one read from the backend are not followed: they cost more than carrying them."""
 
+MANY_DATA: Final = 12
+"""A client that sends more messages of COPY's data in one read is not followed until its end. Of a slice of
+a bulk transfer that is less than 11 kB each; libpq and psql send 8 kB or a row.
+"""
+
 TAIL_OCTETS: Final = 256
 """How much of an answer's end is looked at first: what most of them end with is shorter."""
 
@@ -42,6 +47,9 @@ _MIXED: Final = ord("x")
 
 _REQUESTS: Final = frozenset((QUERY, FUNCTION_CALL, SYNC[0]))
 _COPY_ENDS: Final = frozenset(b"cf")
+_NO_COPY: Final = EXTENDED | {QUERY, FUNCTION_CALL}
+"""Refused within COPY FROM STDIN, and answered where it has failed: nobody can tell which."""
+
 _COMMAND_COMPLETE, _ERROR, _COPY_IN = b"CEG"
 
 _HEADER: Final = struct.Struct("!BI")
@@ -49,9 +57,13 @@ _HEADER: Final = struct.Struct("!BI")
 _COPY_END: Final = re.compile(rb"(?:c\0\0\0\x04|f\0\0..[^\0]*\0)(S\0\0\0\x04)?\Z", re.DOTALL)
 """How a client ends COPY FROM STDIN."""
 
+_COPY_BEGIN: Final = re.compile(rb"G(\0\0..)[\0\1](..)(?:\0[\0\1])*\Z", re.DOTALL)
+"""How a backend asks for its data, CopyInResponse: its length, and of how many columns."""
+
 _ANSWER_END: Final = re.compile(
     rb"""(?: C\0\0\0.[ -~]+\0                                 # CommandComplete
            | \0R[ -~]+\0\0                                    # ErrorResponse, NoticeResponse: the routine
+           | [EN]\0\0..(?:[A-Za-z][^\0]*\0)+\0                # those that name none, as PgBouncer's own
            | [123Ins]\0\0\0\x04                               # ParseComplete and others without content
            | \0.{6}\0...(?:\xff.|\0.)(?:\xff{4}|\0...)\0[\0\x01]      # RowDescription: a column
            | (?:A\0\0.{6}|S\0\0..)[^\0]+\0[^\0]*\0            # NotificationResponse, ParameterStatus
@@ -69,6 +81,15 @@ def status_by_looks(data: bytes | bytearray) -> bytes:
     if end is None and len(data) > TAIL_OCTETS:
         end = _ANSWER_END.search(data)
     return bytes(end.group(1)) if end is not None else b""
+
+
+def begins_copy(data: bytes | bytearray) -> bool:
+    """Whether data ends with CopyInResponse, by its looks: no row in text format looks so."""
+    begin = _COPY_BEGIN.search(data)
+    if begin is None:
+        return False
+    length, columns = (int.from_bytes(each) for each in begin.groups())
+    return length == begin.end() - begin.start() - 1 == 7 + 2 * columns
 
 
 class Framing:
@@ -146,22 +167,21 @@ class Count:
     """
 
     __slots__ = (
-        "_backend", "_client", "_is_copy_over", "_is_copying", "_is_fresh", "_is_open",
-        "_is_uncertain", "_seen", "requests", "status", "tail",
+        "_backend", "_client", "_is_copying", "_is_fresh", "_is_open", "_is_uncertain", "_seen", "requests",
+        "status", "tail",
     )  # fmt: skip
 
     def __init__(self, status: bytes, backend: Framing) -> None:
         self.requests = bytearray()
         self.status = status
         self.tail: bytes | bytearray = b""
-        self._client = Framing()
+        self._client: Framing | None = Framing()
         self._backend: Framing | None = backend
         self._seen: bytes | bytearray = b""  # what the backend sent last, where it is not followed
         self._is_fresh = True  # nothing has come of the answer that is owed next
         self._is_open = False  # messages of the extended protocol wait for their Sync
         self._is_uncertain = False
-        self._is_copying = False  # the client's messages are not followed
-        self._is_copy_over = False
+        self._is_copying = False  # the backend takes data
 
     @property
     def is_simple(self) -> bool:
@@ -170,6 +190,7 @@ class Count:
             len(self.requests) <= 1
             and self.requests != b"F"  # its answer may look like anything: it is followed
             and self._is_fresh
+            and self._client is not None
             and self._client.is_at_boundary
             and self._backend is not None
             and self._backend.is_at_boundary
@@ -182,11 +203,15 @@ class Count:
         """The client has sent the first octets of data."""
         kept = data[max(0, octets - CLIENT_TAIL_OCTETS) : octets]
         self.tail = (self.tail + kept)[-CLIENT_TAIL_OCTETS:]
-        if self._is_copying:
+        if self._client is None:
             self._look_for_end_of_copy()
             return
-        for kind, _ in self._client.follow(data, octets):
-            if kind in _REQUESTS:
+        messages = self._client.follow(data, octets)
+        for kind, _ in messages:
+            if self._is_copying:
+                self._is_copying = kind not in _COPY_ENDS
+                self._is_uncertain |= kind in _NO_COPY
+            elif kind in _REQUESTS:
                 if self._is_open and kind != SYNC[0]:
                     self.requests.append(_MIXED)
                 self._is_open = False
@@ -195,6 +220,8 @@ class Count:
                 self._is_open = True
             elif kind in _COPY_ENDS and (self.requests or self._is_open):
                 self.requests.append(kind)
+        if self._is_copying and len(messages) > MANY_DATA:
+            self._client = None
 
     # --- The backend ----------------------------------------------------------------------------------
 
@@ -237,6 +264,9 @@ class Count:
                 return
             at = seen.find(READY, end)
         self._seen = seen[-SEEN_OCTETS:]
+        if begins_copy(self._seen):
+            self._backend = Framing()
+            self._go_on(_COPY_IN)
 
     def _answer(self, status: bytes) -> None:
         """ReadyForQuery: the first of the requests is answered."""
@@ -256,8 +286,8 @@ class Count:
         elif kind in {_COMMAND_COMPLETE, _ERROR}:
             # Whether the backend skips the request depends on which message has failed.
             self._is_uncertain |= kind == _ERROR and self.requests[:1] == bytes((_MIXED,))
-            if self._is_copying:
-                self._is_copy_over = True
+            self._is_copying = False
+            if self._client is None:
                 self._look_for_end_of_copy()
 
     # --- COPY FROM STDIN ------------------------------------------------------------------------------
@@ -271,13 +301,13 @@ class Count:
             del self.requests[at]  # the client has not waited
         else:
             self._is_open |= at == 0
-            self._is_copying, self._is_copy_over, self.tail = True, False, b""
+            self._is_copying, self.tail = True, b""
 
     def _look_for_end_of_copy(self) -> None:
-        """The client is through where the backend is, and the client's last octets say so, too."""
-        end = _COPY_END.search(self.tail) if self._is_copy_over else None
+        """A client that is not followed is through where the backend is, and its last octets say so, too."""
+        end = None if self._is_copying else _COPY_END.search(self.tail)
         if end is not None:
-            self._is_copying, self._client = False, Framing()
+            self._client = Framing()
             if end.group(1):
                 self._is_open = False
                 self.requests.append(SYNC[0])

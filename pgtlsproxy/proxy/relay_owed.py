@@ -19,12 +19,11 @@ A session counts as busy while it cannot be known:
   a counted answer, this answer's end is found by its looks. Where it looks like none (not behind
   CommandComplete, ErrorResponse, RowDescription or a message without content), one request too many stays
   owed, until the session's end;
-* where the client has sent more behind CopyDone or CopyFail in the same record, other than Sync: until its
-  last octets are one of these again;
-* where COPY FROM STDIN failed and the client, as it may behind a Query, says neither CopyDone nor CopyFail:
-  until it ends another one;
+* where a client sends the data of COPY FROM STDIN in many small messages, of which its end is found by its
+  looks: if it sends more behind CopyDone or CopyFail in the same record, other than Sync, or says neither
+  behind a Query that has failed, until its last octets are one of these again;
 * where a Query or FunctionCall followed messages of the extended protocol without Sync, and one of them
-  failed: nobody can tell which. Until the session's end.
+  failed, or followed COPY's data without their end: nobody knows what is answered. Until the session's end.
 
 One case is taken for idle and may not be: a read ends in the middle of a short answer, at a value in binary
 format that looks like `ANSWERED`, and exactly then the client sends a request ahead. The session may

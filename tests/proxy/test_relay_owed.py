@@ -30,6 +30,7 @@ from fixtures.conversations import (
     row,
 )
 from fixtures.packets import message, query
+from pgtlsproxy.proxy.relay_count import begins_copy
 from pgtlsproxy.proxy.relay_owed import KEPT_OCTETS, Owed, request_in
 
 CONVERSATIONS = st.lists(st.sampled_from(UNITS), min_size=1, max_size=6)
@@ -39,6 +40,15 @@ LONG = row(b"x" * 100) * 40
 """Rows that are not kept from their beginning, and not too many to be followed."""
 
 MANY = row(b"x") * 300
+
+MANY_DATA = message(b"d", b"x") * 300
+
+DATA_LIKE_A_QUERY = message(b"d", query("SELECT 1"))
+
+DATA_LIKE_ITS_END = message(b"d", b"x" + COPY_DONE + query("COPY 42"))
+
+POOLERS_ERROR = message(b"E", b"SFATAL\x00C08P01\x00Mserver conn crashed?\x00\x00")
+"""PgBouncer's own name no routine."""
 
 
 def hear(owed, is_client, record):
@@ -135,6 +145,60 @@ C, B = True, False
             [(C, parse() + bind() + EXECUTE + SYNC), (B, PARSED + BOUND + COPY_IN), (C, COPY_DONE + SYNC), (B, COMPLETE + ready())],
             "I", id="extended COPY, over",
         ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, message(b"d", b"x")), (B, ERROR + ready())],
+            "I", id="COPY that failed",
+        ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, message(b"d", b"x")[:3]), (B, ERROR + ready())],
+            "", id="COPY that failed, in the middle of its data",
+        ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, DATA_LIKE_A_QUERY[:5]), (B, ERROR + ready()), (C, DATA_LIKE_A_QUERY[5:])],
+            "I", id="COPY that failed, whose data look like a query",
+        ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, message(b"d", b"x")), (B, ERROR + ready()), (C, message(b"d", b"x")), (C, query("x"))],
+            "", id="COPY that failed, and a query",
+        ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, COPY_DONE + query("x")), (B, COMPLETE + ready())],
+            "", id="COPY and a query in one record",
+        ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, COPY_DONE + query("x")), (B, COMPLETE + ready()), (B, COMPLETE + ready())],
+            "I", id="COPY and a query in one record, answered",
+        ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, message(b"d", b"x") + query("x")), (B, ERROR + ready())],
+            "", id="COPY with a query within",
+        ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, MANY_DATA), (B, ERROR + ready())],
+            "", id="COPY of many messages that failed",
+        ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, MANY_DATA), (B, ERROR + ready()), (C, MANY_DATA + COPY_DONE)],
+            "I", id="COPY of many messages that failed, ended",
+        ),
+        pytest.param(
+            [(C, query("COPY")), (B, COPY_IN), (C, MANY_DATA), (C, DATA_LIKE_ITS_END[:-13]), (C, DATA_LIKE_ITS_END[-13:]), (C, COPY_DONE), (B, COMPLETE + ready())],
+            "I", id="COPY of many messages, one of which looks like its end in the middle",
+        ),
+        pytest.param(
+            [(C, parse() + bind() + EXECUTE + SYNC), (B, PARSED + BOUND + COPY_IN), (C, message(b"d", b"x")), (B, ERROR)],
+            "", id="extended COPY that failed",
+        ),
+        pytest.param(
+            [(C, parse() + bind() + EXECUTE + SYNC), (B, PARSED + BOUND + COPY_IN), (C, message(b"d", b"x")), (B, ERROR), (C, SYNC), (B, ready())],
+            "I", id="extended COPY that failed, and Sync",
+        ),
+        pytest.param(
+            [(C, query("x")), (B, LONG + POOLERS_ERROR + ready())], "I", id="many rows and a pooler's error",
+        ),
+        pytest.param(
+            [(C, query("x")), (B, LONG + row(POOLERS_ERROR + ready())[:-1])], "", id="a part of a row like it",
+        ),
         pytest.param([(B, NOTIFICATION)], "I", id="NOTIFY"),
         pytest.param([(B, NOTIFICATION[:7])], "", id="half a NOTIFY"),
         pytest.param([(B, NOTIFICATION[:7]), (B, NOTIFICATION[7:])], "I", id="both halves"),
@@ -219,3 +283,31 @@ def test_a_long_notification_in_a_long_answer_hides_no_end(rows, octets):
     assert after(*said) == "I"
     assert after(*said, (True, query("SELECT 2"))) == ""
     assert after(*said, (True, query("SELECT 2")), (False, COMPLETE + ready())) == "I"
+
+
+@pytest.mark.parametrize("columns", [0, 1, 3, 300])
+@pytest.mark.parametrize("before", [NOTICE * 100, MANY])
+def test_a_copy_behind_long_notices_is_over_when_it_is(columns, before):
+    """They are no part of what is kept of an answer, and its Sync counts for nothing."""
+    copy_in = message(b"G", b"\x00" + columns.to_bytes(2) + b"\x00\x01" * columns)
+    said = [(True, parse() + bind() + EXECUTE + SYNC), (False, PARSED + BOUND + before + copy_in)]
+    assert after(*said) == ""
+    said += [(True, message(b"d", b"x")), (True, COPY_DONE + SYNC)]
+    assert after(*said) == ""
+    assert after(*said, (False, COMPLETE + ready())) == "I"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        row(b"G", b"x" * 7)[:-7],
+        row(b"RING", b"\x01" + b"x" * 6)[:-4],
+        message(b"G", b"\x00\x00\x02\x00\x00"),
+        message(b"G", b"\x02\x00\x00"),
+        COPY_IN + NOTICE,
+        COPY_IN[:-1],
+    ],
+)
+def test_nothing_else_is_taken_for_the_beginning_of_a_copy(data):
+    assert begins_copy(LONG + COPY_IN)
+    assert not begins_copy(LONG + data)

@@ -185,8 +185,7 @@ IDLE = {
         (True, message(b"d", b"x")), (True, COPY_DONE), (False, ANSWER),
     ],
     "COPY FROM that failed": [
-        (True, query("a")), (False, COPY_IN), (True, message(b"d", b"x")), (False, ERROR + ready()),
-        (True, message(b"d", b"x") + COPY_DONE),
+        (True, query("a")), (False, COPY_IN), *[(True, message(b"d", b"x" * 65_536))] * 10, (False, ERROR + ready()),
     ],
     "COPY FROM of psycopg": [
         (True, parse() + bind() + EXECUTE + SYNC), (False, message(b"1") + message(b"2") + COPY_IN),
@@ -211,6 +210,23 @@ IDLE = {
 async def test_what_is_idle_again_is_ended(fast_bench, said, is_told_early):
     relayed = await fast_bench.session()
     await converse(fast_bench, relayed, said, When.IDLE, is_told_early=is_told_early)
+    await says_goodbye(relayed)
+
+
+@pytest.mark.parametrize("data", [[message(b"d", b"x" * 65_536)] * 10, [message(b"d", b"x") * 300] * 2])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [(True, message(b"d", b"x") + COPY_DONE)],
+        [(True, message(b"d", b"x")), (True, COPY_DONE), (True, query("b")), (False, ANSWER)],
+    ],
+)
+async def test_a_client_that_goes_on_behind_a_copy_that_failed_is_idle_when_it_is_through(
+    fast_bench, data, rest
+):
+    relayed = await fast_bench.session()
+    said = [(True, query("a")), (False, COPY_IN), *((True, each) for each in data), (False, ERROR + ready())]
+    await converse(fast_bench, relayed, said + rest, When.IDLE, is_told_early=False)
     await says_goodbye(relayed)
 
 
@@ -274,6 +290,12 @@ async def test_a_wish_at_random_ends_a_conversation_at_its_next_idle_point(fast_
         await converse_until_ended(fast_bench, conversation, when, numbers.random())
 
 
+async def is_being_ended(bench, relayed):
+    await until_all_is_done(bench)
+    direction = bench.relay._loop._directions.get(relayed.session.client_leg.sock.fileno())
+    return direction is None or direction.session.ending is not None
+
+
 async def converse_until_ended(bench, conversation, when, told_with_probability):
     relayed = await bench.session()
     is_told = is_ended = False
@@ -283,7 +305,7 @@ async def converse_until_ended(bench, conversation, when, told_with_probability)
             await wish(bench, relayed, when)
             is_told = True
         is_idle = state.status == b"I" if when is When.IDLE else state.status is not None
-        if is_told and is_idle and state.must_be_known:
+        if is_told and is_idle and (state.must_be_known or await is_being_ended(bench, relayed)):
             assert await read_to_end(relayed.client) == FAREWELL
             is_ended = True
             break

@@ -86,7 +86,6 @@ class Listener(Model):
 
     not_in_this_version: ClassVar[frozenset[str]] = frozenset(
         {
-            "scram_secrets_file",
             "auth_query",
             "proxy_protocol_from",
             "tcp_keepalives_idle",
@@ -169,6 +168,10 @@ class Listener(Model):
 
     roles_query: RolesQuery | None = None
     """The same from a server's own catalog. Ours."""
+
+    scram_secrets_file: FilePath | None = None
+    """The users' SCRAM verifiers, one line a user: `"user" "SCRAM-SHA-256$..."`, as pg_authid has them. With
+    them SCRAM goes through TLS on both legs, bound to each leg's certificate. Ours."""
 
     plaintext_from: Annotated[tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList] = ()
     """Networks, in CIDR notation, that may start a session in clear text."""

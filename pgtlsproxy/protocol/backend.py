@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from pgtlsproxy.errors import BackendMisbehaved, ProtocolViolation
-from pgtlsproxy.identity import Challenge, Secret, decode_name, printable
+from pgtlsproxy.identity import Challenge, Secret, decode_name, encode_name, printable
 from pgtlsproxy.protocol.messages import (
     Authentication,
     Message,
@@ -203,7 +203,7 @@ class LoginExchange:
         if not self.may_client_answer:
             raise ProtocolViolation("the client sent an authentication message out of turn")
         if self.last_code == _SASL:
-            self._mechanism, response = _parse_initial_response(message.body)
+            self._mechanism, response = parse_initial_response(message.body)
             self._check_mechanism(self._mechanism)
         else:
             response = message.body
@@ -297,7 +297,12 @@ def _challenge_of(request: Authentication) -> Challenge:
         ) from None
 
 
-def _parse_initial_response(body: bytes) -> tuple[str, bytes | None]:
+def encode_initial_response(mechanism: str, response: bytes) -> Message:
+    """A SASLInitialResponse."""
+    return Message(b"p", encode_name(mechanism) + b"\x00" + struct.pack("!i", len(response)) + response)
+
+
+def parse_initial_response(body: bytes) -> tuple[str, bytes | None]:
     """The mechanism and the response of a SASLInitialResponse; None where it has no response.
 
     Raises:

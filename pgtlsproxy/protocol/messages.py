@@ -246,10 +246,15 @@ def encode_negotiate_protocol_version(version: tuple[int, int], options: Sequenc
 AUTHENTICATION_SASL: Final = 10
 
 
+def encode_authentication(code: int, data: bytes = b"") -> bytes:
+    """An Authentication message with what stands behind its code."""
+    return Message(b"R", _LENGTH.pack(code) + data).raw
+
+
 def encode_sasl_mechanisms(mechanisms: Iterable[str]) -> bytes:
     """AuthenticationSASL with this list of mechanisms."""
     names = b"".join(encode_name(name) + b"\x00" for name in mechanisms)
-    return Message(b"R", _LENGTH.pack(AUTHENTICATION_SASL) + names + b"\x00").raw
+    return encode_authentication(AUTHENTICATION_SASL, names + b"\x00")
 
 
 @dataclass(frozen=True, slots=True)

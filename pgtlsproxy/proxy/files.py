@@ -22,6 +22,7 @@ from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret, printable
 from pgtlsproxy.policy.inclusion import MAX_OCTETS as MAX_RULES_OCTETS
 from pgtlsproxy.policy.inclusion import follow
+from pgtlsproxy.protocol.scram.secrets import MAX_SECRETS_OCTETS
 from pgtlsproxy.proxy.rule_files import Included, InclusionReader
 from pgtlsproxy.tls.file_access import (
     Folder,
@@ -101,7 +102,12 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
         settings,
         mistakes,
         _read_each(plain, read_file),
-        _read_each(keys, lambda file, kind: read_key_file(file, uid, kind)),
+        {
+            **_read_each(keys, lambda file, kind: read_key_file(file, uid, kind)),
+            **_read_each(
+                _secrets_files(named), lambda file, kind: read_key_file(file, uid, kind, MAX_SECRETS_OCTETS)
+            ),
+        },
         _read_each(directories, read_directory),
         _read_each(_user_folders(named), Folder),
         _attempt(lambda: system_roots(os.environ)) if wants_roots else None,
@@ -228,6 +234,15 @@ def _included(rules: Mapping[str, bytes | UnusableFile]) -> Included:
         if isinstance(content, bytes):
             follow(path, content, reader)
     return reader.included
+
+
+def _secrets_files(settings: Settings) -> dict[str, str]:
+    """The files of SCRAM verifiers, and what they are."""
+    return {
+        listener.scram_secrets_file: "SCRAM secrets file"
+        for listener in settings.listeners.values()
+        if listener.scram_secrets_file is not None
+    }
 
 
 def _user_folders(settings: Settings) -> dict[str, str]:

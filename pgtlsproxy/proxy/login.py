@@ -42,10 +42,13 @@ from pgtlsproxy.protocol.messages import (
     parse_error_response,
 )
 from pgtlsproxy.protocol.startup import version_answer
+from pgtlsproxy.proxy.bridge import BEGIN, Bridge
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.dial import read_message, send_to_backend
 from pgtlsproxy.proxy.stages import BackendLeg, CancelKey, LoggedIn, Negotiated, Standing
-from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS
+from pgtlsproxy.proxy.verifiers import Verifiers
+from pgtlsproxy.tls.certificates import end_point_hash
+from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS, TLSLeg
 
 PROVED_BY_THE_PROXY: Final = frozenset({ProofKind.CERTIFICATE, ProofKind.PEER, ProofKind.LITERAL_LOCAL_USER})
 """Proofs that `policy.access` has checked before it made the Grant."""
@@ -56,6 +59,7 @@ class BackendRefused(ProxyError):
 
     Args:
         message: the ErrorResponse.
+        why: what the proxy knows of the reason.
 
     Attributes:
         backend_sqlstate: its code, for the log.
@@ -63,9 +67,9 @@ class BackendRefused(ProxyError):
 
     kind = ErrorKind.BACKEND_REFUSED
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, why: str | None = None) -> None:
         error = parse_error_response(message.body)
-        super().__init__(f"the backend refused: {error.message}")
+        super().__init__("; ".join(filter(None, (f"the backend refused: {error.message}", why))))
         self.backend_sqlstate = error.sqlstate
 
 
@@ -86,6 +90,7 @@ async def log_in(
     backend: BackendLeg,
     target_session_attrs: str,
     client: Client,
+    verifiers: Verifiers | None,
     admit: Callable[[Proof], Awaitable[Standing]],
     log: SessionLog,
 ) -> LoggedIn:
@@ -97,6 +102,7 @@ async def log_in(
         backend: the leg to log in on.
         target_session_attrs: what the host must be.
         client: its end, to which the backend's answers go.
+        verifiers: where the users' SCRAM verifiers are found; None where the listener has none.
         admit: has the last word, when the backend has let the client in and the client does not know it yet.
         log: told what is known.
 
@@ -107,11 +113,13 @@ async def log_in(
         Unproven: the backend let the client in, and nobody has proved who it is.
         BackendMisbehaved: the backend asked what the policy does not let it ask.
         BackendRefused: the backend's own error.
-        ChannelBindingImpossible: the client would bind SCRAM to the proxy's certificate.
+        ChannelBindingImpossible: the client would bind SCRAM to the proxy's certificate, and there are no
+            verifiers to bridge it with.
+        ChannelBindingFailed: client and proxy do not agree on the channel.
         WrongSessionAttributes: another host is to be tried; the client has heard nothing yet.
         ProtocolViolation, ClientGone, BackendUnavailable: one side broke the exchange.
     """
-    login = _Login(negotiated, grant, backend, target_session_attrs, client)
+    login = _Login(negotiated, grant, backend, target_session_attrs, client, verifiers)
     proof = await login.run()
     standing = await admit(proof)
     await login.tell_client()
@@ -142,6 +150,7 @@ class _Login:
         backend: BackendLeg,
         target_session_attrs: str,
         client: Client,
+        verifiers: Verifiers | None,
     ) -> None:
         self.exchange = exchange = LoginExchange()
         # Not `self.exchange`: in a cycle, both connections would wait for the garbage collector.
@@ -153,6 +162,8 @@ class _Login:
         self._client = client
         self._settings = negotiated.accepted.listener.backends[grant.backend].settings
         self._held = bytearray(version_answer(negotiated.startup, self._settings.max_protocol_version))
+        self._verifiers = verifiers
+        self._bridge: Bridge | None = None
         self._is_binding_removed = False
 
     async def run(self) -> Proof:
@@ -233,14 +244,36 @@ class _Login:
         if verdict.action is Action.REFUSE:
             raise BackendMisbehaved(verdict.reason)
         self._check_require_auth(request)
-        raw = message.raw
-        if SCRAM_PLUS in request.mechanisms and not self._backend.is_same_leaf:
-            self._is_binding_removed = True
-            raw = encode_sasl_mechanisms(without_channel_binding(request.mechanisms))
-        self._held += raw
+        self._held += self._for_client(request) or message.raw
         if self.exchange.is_client_turn:
             await self._flush()
             await self._relay_answer(await self._read_answer())
+
+    def _for_client(self, request: Authentication) -> bytes | None:
+        """What a request of the backend becomes for the client; None for itself."""
+        if self._bridge is not None:
+            return self._bridge.for_client(request)
+        if request.code != AUTHENTICATION_SASL or self._backend.is_same_leaf:
+            return None
+        if self._verifiers is not None and self.exchange.outcome.challenge is Challenge.SCRAM:
+            self._bridge = self._make_bridge(self._verifiers, request.mechanisms)
+            return self._bridge.offer
+        if SCRAM_PLUS in request.mechanisms:
+            self._is_binding_removed = True
+            return encode_sasl_mechanisms(without_channel_binding(request.mechanisms))
+        return None
+
+    def _make_bridge(self, verifiers: Verifiers, mechanisms: tuple[str, ...]) -> Bridge:
+        pair, leaf = self._negotiated.accepted.listener.pair, None
+        if isinstance(self._backend.leg, TLSLeg):
+            leaf = self._backend.leg.peer_leaf
+        return Bridge(
+            self._grant.user,
+            verifiers,
+            end_point_hash(pair.leaf) if pair is not None and self._negotiated.leg.is_tls else None,
+            mechanisms,
+            end_point_hash(leaf) if leaf is not None else None,
+        )
 
     def _check_require_auth(self, request: Authentication) -> None:
         """What require_auth says, as it holds for the backend's first question."""
@@ -270,14 +303,20 @@ class _Login:
         return message
 
     async def _relay_answer(self, message: Message) -> None:
+        if self._bridge is not None:
+            while (for_backend := self._bridge.for_backend(message)) is None:
+                await self._client.send(BEGIN)
+                message = await self._read_answer()
+            message = for_backend
         self.exchange.client_message(message)
         flag = self.exchange.binding_flag
         is_scram = self.exchange.outcome.challenge is Challenge.SCRAM
         if is_scram and self._is_binding_removed and flag not in {None, BindingFlag.NOT_SUPPORTED}:
             raise ChannelBindingImpossible(
                 "client and backend both do SCRAM channel binding, and TLS ends in between. Ways out: "
-                "channel_binding=disable in the client, method cert with login: certificate, or the "
-                "backend's own certificate and key at the listener"
+                "the users' verifiers at the listener (scram_secrets_file), channel_binding=disable in the "
+                "client, method cert with login: certificate, or the backend's own certificate and key at "
+                "the listener"
             )
         await send_to_backend(self._backend.leg, message.raw)
 
@@ -327,7 +366,7 @@ class _Login:
                 raise BackendMisbehaved(f"the backend refused the proxy's own credential: {error.message}")
         self._held += message.raw
         await self._flush()
-        raise BackendRefused(message)
+        raise BackendRefused(message, None if self._bridge is None else self._bridge.failure)
 
     async def _flush(self) -> None:
         if self._held:

@@ -40,6 +40,7 @@ from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.stages import Accepted, LoggedIn, Negotiated, SessionEnd, Standing
 from pgtlsproxy.proxy.standing import keep_up, standing_of
+from pgtlsproxy.proxy.verifiers import verifiers_of
 
 
 async def serve_session(sock: socket.socket, listener: str, services: Services) -> None:
@@ -110,6 +111,7 @@ async def _log_in(
     accepted = negotiated.accepted
     candidates = Candidates(accepted.listener.backends[grant.backend].settings, services.resolver)
     standing = standing_of(negotiated, grant)
+    verifiers = verifiers_of(accepted.listener, services.in_service)
 
     async def admit(proof: Proof, standing: Standing = standing) -> Standing:
         services.admission.check_open()
@@ -119,7 +121,7 @@ async def _log_in(
         backend = await connect(negotiated, grant, candidates, log)
         try:
             attrs = candidates.target_session_attrs
-            logged_in = await log_in(negotiated, grant, backend, attrs, client, admit, log)
+            logged_in = await log_in(negotiated, grant, backend, attrs, client, verifiers, admit, log)
             # Once more: the client may have taken its time to hear of it.
             return replace(logged_in, standing=await admit(logged_in.proof, logged_in.standing))
         except WrongSessionAttributes as error:

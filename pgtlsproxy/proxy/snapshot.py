@@ -19,6 +19,7 @@ from OpenSSL import SSL
 from pgtlsproxy.config import Backend, Listener, Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Rules
+from pgtlsproxy.protocol.scram.secrets import Secrets
 from pgtlsproxy.proxy.files import SnapshotFiles, read
 from pgtlsproxy.proxy.issuers import knowing_issuers, with_trusted_issuers
 from pgtlsproxy.proxy.policies import make_rules
@@ -45,6 +46,7 @@ class ListenerSnapshot:
         trust: who vouches for its clients; None without ssl_ca_file.
         tls_context: None with `ssl: off`.
         options: what the TLS context was built with.
+        secrets: the SCRAM verifiers of its users; None without scram_secrets_file.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ListenerSnapshot:
     trust: Trust | None
     tls_context: SSL.Context | None = field(repr=False)
     options: TLSOptions | None = field(repr=False)
+    secrets: Secrets | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +229,16 @@ class _Builder:
             policy = self._unit(
                 f"policy of listener {name}", lambda: self._policy(name, settings, trust), kept_policy
             )
-        if policy is None or tls is None:
+        secrets = self._unit(
+            f"SCRAM secrets of listener {name}",
+            lambda: self._units.secrets(name, settings),
+            old.secrets if old else None,
+        )
+        if policy is None or tls is None or (settings.scram_secrets_file is not None and secrets is None):
             return None
         kept_settings, rules, backends = policy
         pair, trust, context, options = tls
-        return ListenerSnapshot(name, kept_settings, rules, backends, pair, trust, context, options)
+        return ListenerSnapshot(name, kept_settings, rules, backends, pair, trust, context, options, secrets)
 
     def _listener_tls(self, name: str, settings: Listener, old: ListenerSnapshot | None) -> _TLS | None:
         """Certificate, CA, context and options of a listener; None where there is no whole set of them."""

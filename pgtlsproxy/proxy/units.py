@@ -15,6 +15,7 @@ from OpenSSL import SSL
 from pgtlsproxy.config import Backend, Listener
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret
+from pgtlsproxy.protocol.scram.secrets import Secrets, parse_secrets
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
@@ -90,7 +91,7 @@ class Units:
         """Say that libpq gives up where it is offered channel binding to such a certificate."""
         settings = self._files.settings
         backends = [settings.backends[each] for each in listener.backends] if settings is not None else []
-        may_offer_binding = any(
+        may_offer_binding = listener.scram_secrets_file is None and any(
             backend.login == "passthrough" and backend.has_tcp_host and backend.sslmode != "disable"
             for backend in backends
         )
@@ -112,6 +113,13 @@ class Units:
             ("ssl_crl_file", listener.ssl_crl_file),
             ("ssl_crl_dir", listener.ssl_crl_dir),
         )
+
+    def secrets(self, name: str, listener: Listener) -> Secrets | None:
+        """The SCRAM verifiers of a listener's users; None where it has no file of them."""
+        path = listener.scram_secrets_file
+        if path is None:
+            return None
+        return parse_secrets(path, self._key(f"listeners.{name}.scram_secrets_file", path))
 
     def server_options(self, name: str, listener: Listener) -> TLSOptions:
         """The TLS settings of a listener."""

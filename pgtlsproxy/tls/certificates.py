@@ -245,6 +245,16 @@ def end_point_hash_name(certificate: x509.Certificate) -> str | None:
     return "sha256" if algorithm.name in ("md5", "sha1") else algorithm.name.replace("-", "_")
 
 
+def end_point_hash(certificate: x509.Certificate) -> bytes | None:
+    """What SCRAM binds to where a server shows this leaf: `tls-server-end-point` (RFC 5929, section 4).
+
+    Returns:
+        The hash; None where there is none, see `end_point_hash_name`.
+    """
+    name = end_point_hash_name(certificate)
+    return None if name is None else hashlib.new(name, certificate.public_bytes(Encoding.DER)).digest()
+
+
 def _alternative_names(fields: list[Element]) -> tuple[AlternativeName, ...] | None:
     extensions = [field for field in fields if field.tag == _EXTENSIONS]
     if not extensions:

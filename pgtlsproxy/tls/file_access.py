@@ -100,13 +100,21 @@ def key_file_problem(
     )
 
 
-def read_key_file(path: str, uid: int, kind: str = "private key file") -> bytes:
+def read_key_file(
+    path: str, uid: int, kind: str = "private key file", limit: int = MAX_KEY_FILE_OCTETS
+) -> bytes:
     """Read a file with secrets, if its permissions keep them secret.
 
+    Args:
+        path: which one.
+        uid: the user that the proxy runs as.
+        kind: what it is, for the messages.
+        limit: how many octets it may have.
+
     Raises:
-        UnusableFile: it cannot be opened, breaks `key_file_problem`'s rule, or is over 1 MB.
+        UnusableFile: it cannot be opened, breaks `key_file_problem`'s rule, or is longer.
     """
-    return _read_secret(_open(path, kind), path, uid, kind)
+    return _read_secret(_open(path, kind), path, uid, kind, limit)
 
 
 def read_file(path: str, kind: str, limit: int | None = None) -> bytes:
@@ -301,13 +309,13 @@ def _read_plain(
         os.close(descriptor)
 
 
-def _read_secret(descriptor: int, path: str, uid: int, kind: str) -> bytes:
+def _read_secret(descriptor: int, path: str, uid: int, kind: str, limit: int = MAX_KEY_FILE_OCTETS) -> bytes:
     """Read a file that `key_file_problem` has nothing against, and close it."""
     try:
         problem = key_file_problem(path, os.fstat(descriptor), uid, kind)
         if problem is not None:
             raise UnusableFile(problem)
-        return _read(descriptor, path, kind, MAX_KEY_FILE_OCTETS)
+        return _read(descriptor, path, kind, limit)
     finally:
         os.close(descriptor)
 

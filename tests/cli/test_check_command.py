@@ -94,7 +94,7 @@ WRONG = {
     "unknown group": (lambda c: c["listeners"]["a"].update(ssl_groups="nope"), r'"nope" is no key exchange group'),
     "unknown key": (lambda c: c["listeners"]["a"].update(ssl_cert_fil="x"), r"ssl_cert_fil: there is no such setting; did you mean ssl_cert_file"),
     "later key": (
-        lambda c: c["listeners"]["a"].update(scram_secrets_file="x"), r"scram_secrets_file: is not in this version",
+        lambda c: c["listeners"]["a"].update(auth_query="x"), r"auth_query: is not in this version",
     ),
     "address twice": (
         lambda c: c["listeners"].update(b={**c["listeners"]["a"], "listen": ["127.0.0.1:1"]}) or c["listeners"]["a"].update(listen=["127.0.0.1:1"]),

@@ -327,7 +327,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 LATER = {
     "": "drain_timeout drain_delay max_connections_per_source max_connections_per_user status console reuse_port max_handshakes dns_cache",
-    "l": "scram_secrets_file auth_query proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
+    "l": "auth_query proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime passfile proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
 }
 

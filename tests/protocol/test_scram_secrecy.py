@@ -35,11 +35,11 @@ SECRETS = {
 def exchange(password: bytes = PASSWORD) -> list[object]:
     """All stages of a login through the bridge, at the client, the bridge and the backend."""
     opened = client.begin([PLUS, PLAIN], OURS)
-    bridged = bridge.begin(VERIFIER, OURS, opened.mechanism, opened.client_first, [PLUS, PLAIN], THEIRS)
+    bridged = bridge.begin(OURS, opened.mechanism, opened.client_first, [PLUS, PLAIN], THEIRS)
     asked = server.challenge(VERIFIER, THEIRS, bridged.mechanism, bridged.client_first)
     passed_on = bridged.challenge(asked.server_first)
     answered = opened.answer(passed_on.server_first, Secret(password))
-    proved = passed_on.answer(answered.client_final)
+    proved = passed_on.answer(answered.client_final, VERIFIER)
     stages: list[object] = [opened, bridged, asked, passed_on, answered, proved, VERIFIER, KEYS]
     if password == PASSWORD:
         answered.check(proved.verdict(asked.verify(proved.client_final, "alice")))

@@ -4,15 +4,16 @@ Each leg binds SCRAM to another certificate, so the client's proof cannot be pas
 our leaf. But a right proof reveals ClientKey to whoever has StoredKey, and with it we make the backend's
 proof, as PostgreSQL itself could. Salt, iterations and the server's nonce are the backend's throughout.
 
-    opened = begin(verifier, client_end_point, mechanism, client_first, mechanisms, backend_end_point)
+    opened = begin(client_end_point, mechanism, client_first, mechanisms, backend_end_point)
                                                 # to the backend: opened.mechanism, opened.client_first
     asked = opened.challenge(server_first)      # to the client: asked.server_first
-    answered = asked.answer(client_final)       # to the backend: answered.client_final
+    answered = asked.answer(client_final, verifier)     # to the backend: answered.client_final
     answered.verdict(server_final)              # to the client, then the backend's AuthenticationOk
 
 A client that cannot be let in is found out in `answer` and learns nothing there: the backend gets a random
 proof and says no in its own words, in its own time and in its own log, and `answered.failure` says why. It is
-the same with a user of whom we have no verifier. Whether a password has expired is the backend's to say.
+the same with a user of whom we have no verifier. Before that the same proof can be held against a verifier
+that has just been fetched. Whether a password has expired is the backend's to say.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 
 from pgtlsproxy.errors import BackendMisbehaved
 from pgtlsproxy.identity import Secret
+from pgtlsproxy.protocol.backend import BindingFlag
 from pgtlsproxy.protocol.scram.binding import Binding, choose
 from pgtlsproxy.protocol.scram.client import check_signature
 from pgtlsproxy.protocol.scram.keys import (
@@ -95,10 +97,13 @@ class Challenge:
     _challenge: ServerFirst
     _client: Binding
     _backend: Binding
-    _verifier: Verifier | None
 
-    def answer(self, client_final: bytes) -> Answered:
+    def answer(self, client_final: bytes, verifier: Verifier | None) -> Answered:
         """Take the client-final-message; gives the backend's.
+
+        Args:
+            client_final: the client's message.
+            verifier: the user's; None where there is none, which ends in the backend's refusal.
 
         Raises:
             ChannelBindingFailed: the client saw another certificate than ours.
@@ -107,8 +112,8 @@ class Challenge:
         final = read_client_final(client_final, self._client, self._challenge.nonce)
         behind_binding = final.without_proof.partition(b",")[2]
         without_proof = b"c=%b,%b" % (self._backend.attribute, behind_binding)
-        failure, proof = self._prove(final, without_proof)
-        server_key = _no_key() if self._verifier is None else self._verifier.server_key
+        failure, proof = self._prove(final, without_proof, verifier)
+        server_key = _no_key() if verifier is None else verifier.server_key
         return Answered(
             client_final=without_proof + b",p=" + encode_base64(proof),
             failure=failure,
@@ -116,19 +121,21 @@ class Challenge:
             _for_client=Secret(sign(server_key, self._auth_message(final.without_proof))),
         )
 
-    def _prove(self, final: ClientFinal, without_proof: bytes) -> tuple[Failure | None, bytes]:
+    def _prove(
+        self, final: ClientFinal, without_proof: bytes, verifier: Verifier | None
+    ) -> tuple[Failure | None, bytes]:
         """What is wrong with the client, and the proof for the backend. ClientKey is known here alone."""
-        stored_key = _no_key() if self._verifier is None else self._verifier.stored_key
+        stored_key = _no_key() if verifier is None else verifier.stored_key
         client_key = recover_client_key(final.proof, stored_key, self._auth_message(final.without_proof))
-        failure = self._failure(is_proved=client_key is not None)
+        failure = self._failure(verifier, is_proved=client_key is not None)
         if client_key is None or failure is not None:
             return failure, secrets.token_bytes(KEY_OCTETS)
         return None, prove(client_key, stored_key, self._auth_message(without_proof))
 
-    def _failure(self, *, is_proved: bool) -> Failure | None:
-        if self._verifier is None:
+    def _failure(self, verifier: Verifier | None, *, is_proved: bool) -> Failure | None:
+        if verifier is None:
             return Failure.UNKNOWN_USER
-        known = (self._verifier.salt, self._verifier.iterations)
+        known = (verifier.salt, verifier.iterations)
         if known != (self._challenge.salt, self._challenge.iterations):
             return Failure.STALE_VERIFIER
         return None if is_proved else Failure.WRONG_PROOF
@@ -142,16 +149,17 @@ class Opened:
     """The client has begun.
 
     Args:
+        flag: what it says of channel binding; with NOT_SUPPORTED the exchange can do without us.
         mechanism: the one selected at the backend, for SASLInitialResponse.
         client_first: the client-first-message to be sent to it.
     """
 
+    flag: BindingFlag
     mechanism: str
     client_first: bytes = field(repr=False)
     _first: ClientFirst
     _client: Binding
     _backend: Binding
-    _verifier: Verifier | None
 
     def challenge(self, server_first: bytes) -> Challenge:
         """Take the backend's server-first-message; it is the client's as well.
@@ -160,11 +168,10 @@ class Opened:
             BackendMisbehaved: it is malformed, of another exchange, or beyond a limit.
         """
         challenge = read_server_first(server_first, self._first.nonce, MAX_ITERATIONS)
-        return Challenge(server_first, self._first, challenge, self._client, self._backend, self._verifier)
+        return Challenge(server_first, self._first, challenge, self._client, self._backend)
 
 
 def begin(
-    verifier: Verifier | None,
     client_end_point: bytes | None,
     mechanism: str,
     client_first: bytes,
@@ -174,7 +181,6 @@ def begin(
     """Begin with what the client's SASLInitialResponse holds.
 
     Args:
-        verifier: the user's; None where there is none, which ends in the backend's refusal.
         client_end_point: the hash of our leaf as this client saw it; None where PLUS was not offered to it
             (see `binding.offered`).
         mechanism: the one that the client selected.
@@ -191,12 +197,12 @@ def begin(
     first = read_client_first(client_first, mechanism, client_end_point)
     backend = choose(mechanisms, backend_end_point)
     return Opened(
+        flag=first.flag,
         mechanism=backend.mechanism,
         client_first=backend.header + first.bare,
         _first=first,
         _client=client_binding(first.flag, client_end_point),
         _backend=backend,
-        _verifier=verifier,
     )
 
 

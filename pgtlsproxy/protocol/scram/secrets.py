@@ -1,0 +1,159 @@
+"""The verifiers of users, as a file lists them: PgBouncer's userlist form, with an expiry of our own.
+
+    "user" "SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>" "2027-01-31 00:00:00+00"
+
+A quote inside a field is doubled; lines that are empty or begin with `;` or `#` are comments. The third field
+may be missing, and is what `VALID UNTIL` of the role says. No message quotes a second field: whatever stands
+there may be somebody's password.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from pgtlsproxy.errors import ConfigError, Mistake
+from pgtlsproxy.identity import decode_name, printable
+from pgtlsproxy.protocol.scram.keys import DEFAULT_ITERATIONS, InvalidVerifier, Verifier
+
+MAX_SECRETS_OCTETS: Final = 16 << 20
+"""Largest file that is read: some 100,000 users."""
+
+_FIELD: Final = r'"((?:[^"]|"")*)"'
+_LINE: Final = re.compile(rf"[ \t]*{_FIELD}[ \t]+{_FIELD}(?:[ \t]+{_FIELD})?[ \t\r]*")
+_COMMENT: Final = re.compile(r"[ \t\r]*(?:[;#].*)?")
+_MD5: Final = re.compile(r"md5[0-9a-fA-F]{32}")
+
+_FORM: Final = (
+    'not of the form "user" "SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>", with an expiry in '
+    "quotes behind it or nothing"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a line lists.
+
+    Args:
+        verifier: the user's.
+        valid_until: Unix time from which on it lets nobody in; None for no end.
+        line: its number in the file, counted from 1.
+    """
+
+    verifier: Verifier
+    valid_until: float | None
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """The verifiers of a file.
+
+    Args:
+        file: its name, for the log.
+        by_user: what is listed for each user.
+    """
+
+    file: str
+    by_user: Mapping[str, Listed] = field(repr=False)
+
+    def verifier(self, user: str, now: float) -> Verifier | None:
+        """The verifier of a user; None for one who is not listed, or whose password has expired.
+
+        As PostgreSQL does (get_role_password, src/backend/libpq/crypt.c), a password is good until the very
+        moment of its expiry and not after it.
+
+        Args:
+            user: the user of the StartupMessage.
+            now: Unix time.
+        """
+        listed = self.by_user.get(user)
+        if listed is None or (listed.valid_until is not None and listed.valid_until < now):
+            return None
+        return listed.verifier
+
+    def where(self, user: str) -> str:
+        """Where a user is listed, or is not, for the log."""
+        listed = self.by_user.get(user)
+        return printable(self.file) if listed is None else f"{printable(self.file)}:{listed.line}"
+
+    @property
+    def usual_iterations(self) -> int:
+        """The most common number of iterations, the higher of two: what a user without a verifier shows."""
+        counts = Counter(listed.verifier.iterations for listed in self.by_user.values())
+        return max(
+            counts, key=lambda iterations: (counts[iterations], iterations), default=DEFAULT_ITERATIONS
+        )
+
+
+def parse_secrets(file: str, content: bytes) -> Secrets:
+    """Read a file of verifiers.
+
+    Args:
+        file: its name, for messages.
+        content: the whole file.
+
+    Raises:
+        ConfigError: with every mistake, one a line.
+    """
+    found: dict[str, Listed] = {}
+    mistakes: list[Mistake] = []
+    for number, line in enumerate(decode_name(content).split("\n"), start=1):
+        if _COMMENT.fullmatch(line):
+            continue
+        try:
+            user, listed = _parse_line(line, number)
+            if user in found:
+                raise _LineError(f'user "{printable(user)}" is listed in line {found[user].line} already')
+            found[user] = listed
+        except _LineError as error:
+            mistakes.append(Mistake(f"{printable(file)}:{number}", str(error)))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return Secrets(file, found)
+
+
+class _LineError(Exception):
+    """What is wrong with a line."""
+
+
+def _parse_line(line: str, number: int) -> tuple[str, Listed]:
+    fields = _LINE.fullmatch(line)
+    if fields is None:
+        raise _LineError(_FORM)
+    user, secret, expiry = (None if each is None else each.replace('""', '"') for each in fields.groups())
+    if not user or secret is None:
+        raise _LineError("the user's name is empty")
+    if _MD5.fullmatch(secret):
+        raise _LineError(
+            f'user "{printable(user)}" has an MD5 secret, with which SCRAM cannot be checked: set the '
+            "password anew with password_encryption = 'scram-sha-256', and list what pg_authid has then"
+        )
+    try:
+        verifier = Verifier.parse(secret)
+    except InvalidVerifier as error:
+        raise _LineError(
+            f'the secret of user "{printable(user)}" cannot be used: {error}. It is not shown, for it may be '
+            "a password, which must not stand here"
+        ) from None
+    return user, Listed(verifier, _valid_until(expiry), number)
+
+
+def _valid_until(text: str | None) -> float | None:
+    """The Unix time that an expiry names; None where there is none."""
+    if text is None or text in {"", "infinity"}:
+        return None
+    try:
+        until = datetime.fromisoformat(text)
+    except ValueError:
+        until = None
+    if until is None or until.tzinfo is None:
+        raise _LineError(
+            f'"{printable(text)}" is no expiry: write a time with its zone, as in "2027-01-31 00:00:00+00", '
+            "or infinity"
+        )
+    return until.timestamp()

@@ -171,6 +171,7 @@ class ProofKind(enum.StrEnum):
     PEER = "peer"
     BACKEND_CHALLENGE = "backend"
     SCRAM = "scram-sha-256"
+    PASSWORD = "password"  # noqa: S105 - the name of a method
     REQUIRE_AUTH_NONE = "none"
     LITERAL_LOCAL_USER = "trust"
 
@@ -188,7 +189,7 @@ class Challenge(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """That a session's client is its user. Only `proxy.login` makes one.
+    """That a session's client is its user. Only `proxy.prove` and `proxy.login` make one.
 
     Args:
         kind: what was checked.

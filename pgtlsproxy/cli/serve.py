@@ -29,7 +29,7 @@ def serve(path: str) -> int:
     from pgtlsproxy.proxy.files import read
     from pgtlsproxy.proxy.supervisor import make_table, supervise
 
-    files = read(path)
+    files = read(path, serves=True)
     settings = files.settings
     if settings is None:
         print_mistakes(files.mistakes)

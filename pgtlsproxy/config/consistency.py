@@ -61,6 +61,11 @@ def listener_conflicts(listener: Listener) -> Iterator[Conflict]:
         yield Conflict(
             ("roles_query", "roles_file"), "and roles_file both say who is a member of a role: keep one"
         )
+    if listener.scram_mock_secret_file is not None and listener.scram_secrets_file is None:
+        yield Conflict(
+            ("scram_mock_secret_file", "scram_secrets_file"),
+            "would have no effect without scram_secrets_file",
+        )
     if listener.ssl and listener.ssl_ca_file is None:
         for key in ("ssl_crl_file", "ssl_crl_dir"):
             if getattr(listener, key) is not None:

@@ -173,6 +173,10 @@ class Listener(Model):
     """The users' SCRAM verifiers, one line a user: `"user" "SCRAM-SHA-256$..."`, as pg_authid has them. With
     them SCRAM goes through TLS on both legs, bound to each leg's certificate. Ours."""
 
+    scram_mock_secret_file: FilePath | None = None
+    """32 random octets, of which the salts of users without a verifier are made; None for the name of
+    `scram_secrets_file` with `.mock` behind it. Made at the first start. Ours."""
+
     plaintext_from: Annotated[tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList] = ()
     """Networks, in CIDR notation, that may start a session in clear text."""
 
@@ -194,6 +198,13 @@ class Listener(Model):
             yield ("databases", name), database.backend
         if self.roles_query is not None and self.roles_query.backend is not None:
             yield ("roles_query", "backend"), self.roles_query.backend
+
+    @property
+    def mock_secret_file(self) -> str | None:
+        """The file of `scram_mock_secret_file`, given or not; None without verifiers."""
+        if self.scram_secrets_file is None:
+            return None
+        return self.scram_mock_secret_file or f"{self.scram_secrets_file}.mock"
 
     @property
     def destinations(self) -> Mapping[str, Database]:

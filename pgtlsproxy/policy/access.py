@@ -50,6 +50,7 @@ class Rules:
             several keys bear. Empty where no line asks for one.
         roles: who is a member of which role, by the roles_file; None where there is none.
         looks_up_roles: whether that is a fact which a backend can be asked for.
+        has_verifiers: whether the users' SCRAM verifiers are known here.
         plaintext_from: networks beyond loopback that may start a session in clear text.
         databases: where each database leads.
     """
@@ -60,6 +61,7 @@ class Rules:
     issuers: Mapping[str, str | None] = field(default_factory=dict)
     roles: Memberships | None = None
     looks_up_roles: bool = False
+    has_verifiers: bool = False
     plaintext_from: tuple[Network, ...]
     databases: Databases
 
@@ -165,7 +167,7 @@ def _decide(rules: Rules, request: AccessRequest, facts: Facts) -> Grant | Needs
         replication=request.replication,
         method=rule.method,
         login=backend.login,
-        accepts=_accepts(backend, rule, request),
+        accepts=_accepts(rules, backend, rule, request),
         identity=checked.identity,
         certificate_sha256=None if request.certificate is None else request.certificate.sha256,
         is_fenced=is_fenced,
@@ -271,9 +273,11 @@ def _fence(backend: BackendTerms, rule: HbaRule, request: AccessRequest, checked
     )
 
 
-def _accepts(backend: BackendTerms, rule: HbaRule, request: AccessRequest) -> frozenset[ProofKind]:
+def _accepts(
+    rules: Rules, backend: BackendTerms, rule: HbaRule, request: AccessRequest
+) -> frozenset[ProofKind]:
     """The proofs of which one must be had; the loader has refused lines without any, and so does this."""
-    match proof(rule, backend.login):
+    match proof(rule, backend.login, has_verifiers=rules.has_verifiers):
         case None:
             problem = f"login {backend.login} can have no proof for method {rule.method}"
         case ProofKind.LITERAL_LOCAL_USER if not _is_literal_local(backend, rule, request):

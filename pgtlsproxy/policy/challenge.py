@@ -95,6 +95,10 @@ _PASSWORD: _Order = MappingProxyType({None: frozenset({_CLEARTEXT}), _CLEARTEXT:
 _SCRAM_OR_MD5: _Order = MappingProxyType(
     {**_FINISHED_SCRAM, None: frozenset({_SASL, _MD5}), _MD5: frozenset({_OK})}
 )
+_SCRAM_OR_CLEARTEXT: _Order = MappingProxyType(
+    {**_FINISHED_SCRAM, None: frozenset({_SASL, _CLEARTEXT}), _CLEARTEXT: frozenset({_OK})}
+)
+
 _GSSAPI: _Order = MappingProxyType(
     {
         None: frozenset({_GSS}),
@@ -112,6 +116,7 @@ ORDERS: Mapping[tuple[Login, Method], _Order] = MappingProxyType(
         (Login.PASSTHROUGH, Method.CERT): _ANY_CHALLENGE,
         (Login.PASSTHROUGH, Method.PEER): _ANY_CHALLENGE,
         (Login.PASSTHROUGH, Method.SCRAM_SHA_256): _FINISHED_SCRAM,
+        (Login.PASSTHROUGH, Method.PASSWORD): _SCRAM_OR_CLEARTEXT,
         (Login.PASSTHROUGH, Method.MD5): _SCRAM_OR_MD5,
         **{(Login.PASSTHROUGH, method): _PASSWORD for method in Method if method.asks_for_password},
         (Login.PASSTHROUGH, Method.GSS): _GSSAPI,
@@ -119,6 +124,8 @@ ORDERS: Mapping[tuple[Login, Method], _Order] = MappingProxyType(
         (Login.CERTIFICATE, Method.TRUST): _AT_ONCE,
         (Login.CERTIFICATE, Method.CERT): _AT_ONCE,
         (Login.CERTIFICATE, Method.PEER): _AT_ONCE,
+        (Login.CERTIFICATE, Method.SCRAM_SHA_256): _AT_ONCE,
+        (Login.CERTIFICATE, Method.PASSWORD): _AT_ONCE,
     }
 )
 """For each login and method: which message may follow which (None: the first). What is missing may ask
@@ -203,7 +210,7 @@ def _judge_mechanisms(method: Method, mechanisms: Sequence[str], client: ClientL
         if client is not ClientLeg.SECURE:
             return Verdict(Action.REFUSE, "the backend asked for a token, and the client's leg is clear")
     elif not _SCRAM.issuperset(mechanisms):
-        if method in {Method.SCRAM_SHA_256, Method.MD5}:
+        if method in {Method.SCRAM_SHA_256, Method.PASSWORD, Method.MD5}:
             return Verdict(Action.REFUSE, f"the backend offered {shown}, the line demands SCRAM-SHA-256")
         if client is ClientLeg.CLEAR_REMOTE:
             return Verdict(

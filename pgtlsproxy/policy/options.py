@@ -15,7 +15,6 @@ from pgtlsproxy.policy.records import Field, LineError, Token
 from pgtlsproxy.policy.rule import ClientCert, ClientName, ConnectionType, Method
 
 _INSTEAD = {
-    "password": "use scram-sha-256, or trust where the backend asks the client itself (login: passthrough)",
     "ident": "use peer for Unix sockets, or cert",
     "sspi": "use trust, where the backend asks the client itself (login: passthrough), or cert",
 }

@@ -30,6 +30,8 @@ class Evidence(enum.Enum):
     NAMED_CERTIFICATE = enum.auto()
     OS_USER = enum.auto()
     SCRAM = enum.auto()
+    PASSWORD = enum.auto()
+    """A password in clear, that is shown to the proxy."""
     CHALLENGE = enum.auto()
     """A challenge of the backend, of the kind that the method names."""
     NOTHING = enum.auto()
@@ -45,6 +47,11 @@ PROOFS: Mapping[tuple[Evidence, Login], ProofKind] = MappingProxyType(
         (Evidence.OS_USER, Login.CERTIFICATE): ProofKind.PEER,
         (Evidence.OS_USER, Login.PASSFILE): ProofKind.PEER,
         (Evidence.SCRAM, Login.PASSTHROUGH): ProofKind.SCRAM,
+        (Evidence.SCRAM, Login.CERTIFICATE): ProofKind.SCRAM,
+        (Evidence.SCRAM, Login.PASSFILE): ProofKind.SCRAM,
+        (Evidence.PASSWORD, Login.PASSTHROUGH): ProofKind.BACKEND_CHALLENGE,
+        (Evidence.PASSWORD, Login.CERTIFICATE): ProofKind.PASSWORD,
+        (Evidence.PASSWORD, Login.PASSFILE): ProofKind.PASSWORD,
         (Evidence.CHALLENGE, Login.PASSTHROUGH): ProofKind.BACKEND_CHALLENGE,
         (Evidence.NOTHING, Login.PASSTHROUGH): ProofKind.BACKEND_CHALLENGE,
         (Evidence.NOTHING, Login.CERTIFICATE): ProofKind.LITERAL_LOCAL_USER,
@@ -52,7 +59,10 @@ PROOFS: Mapping[tuple[Evidence, Login], ProofKind] = MappingProxyType(
     }
 )
 """What is missing has no proof and is refused: where the proxy logs in with its own credential, the backend
-does not ask the client, and to ask it here would need the users' secrets."""
+does not ask the client."""
+
+ASKED_HERE: Final = frozenset({Evidence.SCRAM, Evidence.PASSWORD})
+"""Evidence that the proxy itself asks for where the backend asks nobody, and holds against a verifier."""
 
 
 PROVED_HERE: Final = frozenset({Evidence.NAMED_CERTIFICATE, Evidence.OS_USER})
@@ -68,6 +78,8 @@ def evidence(rule: HbaRule) -> Evidence:
             return Evidence.OS_USER
         case Method.MD5 | Method.GSS | Method.OAUTH:
             return Evidence.CHALLENGE
+        case Method.PASSWORD:
+            return Evidence.PASSWORD
         case method if method.asks_for_password:
             return Evidence.CHALLENGE
         case _ if rule.clientcert is ClientCert.VERIFY_FULL:
@@ -76,6 +88,15 @@ def evidence(rule: HbaRule) -> Evidence:
             return Evidence.NOTHING
 
 
-def proof(rule: HbaRule, login: Login) -> ProofKind | None:
-    """The proof that a line and a login lead to, or None where there can be none."""
-    return PROOFS.get((evidence(rule), login))
+def proof(rule: HbaRule, login: Login, *, has_verifiers: bool) -> ProofKind | None:
+    """The proof that a line and a login lead to, or None where there can be none.
+
+    Args:
+        rule: the line.
+        login: how the backend is satisfied.
+        has_verifiers: whether the listener has the users' SCRAM verifiers.
+    """
+    demanded = evidence(rule)
+    if demanded in ASKED_HERE and login is not Login.PASSTHROUGH and not has_verifiers:
+        return None
+    return PROOFS.get((demanded, login))

@@ -40,7 +40,7 @@ def failed(method: Method, request: AccessRequest) -> tuple[str, str]:
             return f'certificate authentication failed for user "{user}"', "28000"
         case Method.PEER:
             return f'Peer authentication failed for user "{user}"', "28000"
-        case Method.SCRAM_SHA_256 | Method.MD5:
+        case Method.SCRAM_SHA_256 | Method.PASSWORD | Method.MD5:
             return f'password authentication failed for user "{user}"', "28P01"
         case Method.LDAP | Method.PAM | Method.RADIUS | Method.BSD:
             return f'{method.upper()} authentication failed for user "{user}"', "28000"

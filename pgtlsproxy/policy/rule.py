@@ -33,6 +33,8 @@ class Method(enum.StrEnum):
     CERT = "cert"
     PEER = "peer"
     SCRAM_SHA_256 = "scram-sha-256"
+    PASSWORD = "password"  # noqa: S105 - the name of a method
+    """A password in clear, which the proxy proves to the backend, or checks itself."""
     MD5 = "md5"
     """A SCRAM exchange or an MD5 password, as the role's secret is, like in PostgreSQL."""
     LDAP = "ldap"

@@ -16,7 +16,7 @@ from pgtlsproxy.identity import ProofKind, printable
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.policy.databases import BackendTerms
 from pgtlsproxy.policy.hba import ClientCert, ConnectionType, HbaRule, Method
-from pgtlsproxy.policy.proofs import Evidence, Login, evidence, proof
+from pgtlsproxy.policy.proofs import ASKED_HERE, Evidence, Login, evidence, proof
 from pgtlsproxy.policy.roles import Memberships
 
 MAX_SHOWN: Final = 5
@@ -96,7 +96,7 @@ def check_soundness(
             if not reached:
                 warnings.append(rule.ref.mistake(_leads_nowhere(rules)))
             for backend in reached:
-                mistakes.extend(_backend_mistakes(rule, backend))
+                mistakes.extend(_backend_mistakes(rules, rule, backend))
                 warnings.extend(_backend_warnings(rule, backend, backends[backend.name]))
     mistakes.extend(
         ref.mistake(_without_roles(rules)) for ref in rules.ident.roles.values() if not rules.knows_roles
@@ -173,11 +173,23 @@ def _mistakes(
         yield rule.ref.mistake(_without_roles(rules))
     if rule.method is Method.REJECT:
         return
+    if _may_show_password(rules, rule):
+        yield rule.ref.mistake(
+            "whoever is on the path could read the password that a client of plaintext_from at listener "
+            f"{rules.listener} would send in clear: use scram-sha-256, or hostssl"
+        )
     if rule.map is not None and rule.map not in maps:
         yield rule.ref.mistake(
             f'map "{printable(rule.map)}" has no line in the ident_file of listener {rules.listener}: '
             "nobody could connect by this line"
         )
+
+
+def _may_show_password(rules: Rules, rule: HbaRule) -> bool:
+    """Whether a client in clear from beyond this host could come to be asked for its password in clear."""
+    if rule.method is not Method.PASSWORD or rule.type in {ConnectionType.LOCAL, ConnectionType.HOSTSSL}:
+        return False
+    return bool(rules.plaintext_from) and not rule.is_loopback_only
 
 
 def _leads_nowhere(rules: Rules) -> str:
@@ -187,13 +199,18 @@ def _leads_nowhere(rules: Rules) -> str:
     )
 
 
-def _backend_mistakes(rule: HbaRule, backend: BackendTerms) -> Iterator[Mistake]:
-    match proof(rule, backend.login):
+def _backend_mistakes(rules: Rules, rule: HbaRule, backend: BackendTerms) -> Iterator[Mistake]:
+    match proof(rule, backend.login, has_verifiers=rules.has_verifiers):
+        case None if evidence(rule) in ASKED_HERE:
+            yield rule.ref.mistake(
+                f"{rule.method} with login: {backend.login} (backend {backend.name}) is asked here, which "
+                f"needs the users' verifiers: set scram_secrets_file at listener {rules.listener}; or use "
+                "cert, peer, or login: passthrough"
+            )
         case None:
             yield rule.ref.mistake(
-                f"{rule.method} with login: {backend.login} (backend {backend.name}) would have to be asked "
-                "here, which needs the users' secrets and is not in this version; use cert, peer, or login: "
-                "passthrough"
+                f"{rule.method} is for the backend to ask, and with login: {backend.login} (backend "
+                f"{backend.name}) it asks nobody; use scram-sha-256, cert, peer, or login: passthrough"
             )
         case ProofKind.LITERAL_LOCAL_USER if (problem := _unproven(backend, rule)) is not None:
             yield rule.ref.mistake(
@@ -217,7 +234,7 @@ def _unproven(backend: BackendTerms, rule: HbaRule) -> str | None:
 
 
 def _backend_warnings(rule: HbaRule, backend: BackendTerms, facts: BackendFacts) -> Iterator[Mistake]:
-    if proof(rule, backend.login) is not ProofKind.BACKEND_CHALLENGE:
+    if proof(rule, backend.login, has_verifiers=False) is not ProofKind.BACKEND_CHALLENGE:
         return
     if backend.require_auth_none and evidence(rule) is Evidence.NOTHING:
         yield rule.ref.mistake(

@@ -257,6 +257,21 @@ def encode_sasl_mechanisms(mechanisms: Iterable[str]) -> bytes:
     return encode_authentication(AUTHENTICATION_SASL, names + b"\x00")
 
 
+def parse_password(body: bytes) -> Secret:
+    """The password of a PasswordMessage, as recv_password_packet reads it (src/backend/libpq/auth.c).
+
+    Raises:
+        ProtocolViolation: it is malformed, or empty.
+    """
+    password, terminator, rest = body.partition(b"\x00")
+    if not terminator or rest:
+        raise ProtocolViolation("malformed password message", reply="invalid password packet size")
+    if not password:
+        text = "empty password returned by client"
+        raise ProtocolViolation(text, reply=text, sqlstate="28P01")
+    return Secret(password)
+
+
 @dataclass(frozen=True, slots=True)
 class Authentication:
     """A backend's Authentication message.

@@ -24,9 +24,6 @@ from pgtlsproxy.proxy.verifiers import Verifiers
 
 _SASL_CONTINUE, _SASL_FINAL = 11, 12
 
-BEGIN: Final = encode_authentication(_SASL_CONTINUE, b"")
-"""Asks a client for the first message that it left out of SASLInitialResponse, as PostgreSQL does."""
-
 _WHAT_TO_DO: Final = {
     Failure.UNKNOWN_USER: "has no line for the user, or one that has expired",
     Failure.STALE_VERIFIER: (
@@ -81,7 +78,7 @@ class Bridge:
         """What an answer of the client becomes for the backend.
 
         Returns:
-            The backend's message; None where the client has to be asked for its first (`BEGIN`).
+            The backend's message; None where the client has to be asked for its first .
 
         Raises:
             ProtocolViolation: it is malformed, or asks for what PostgreSQL does not do.

@@ -23,6 +23,7 @@ from pgtlsproxy.identity import Secret, printable
 from pgtlsproxy.policy.inclusion import MAX_OCTETS as MAX_RULES_OCTETS
 from pgtlsproxy.policy.inclusion import follow
 from pgtlsproxy.protocol.scram.secrets import MAX_SECRETS_OCTETS
+from pgtlsproxy.proxy.mock_secrets import mock_secret_to_check, mock_secret_to_serve_with
 from pgtlsproxy.proxy.rule_files import Included, InclusionReader
 from pgtlsproxy.tls.file_access import (
     Folder,
@@ -81,11 +82,12 @@ class SnapshotFiles:
     included: Included = field(default_factory=Included, repr=False)
 
 
-def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
+def read(path: str, *, in_service: Settings | None = None, serves: bool = False) -> SnapshotFiles:
     """Read the configuration and every file that it names.
 
     Args:
         path: the YAML file.
+        serves: whether it is to be served: files of mock secrets that are missing are made then.
         in_service: at a reload, the settings that are served. Their files are read where the YAML file
             cannot be used, and passphrase commands run only where the listener lets them on a reload.
     """
@@ -106,6 +108,10 @@ def read(path: str, *, in_service: Settings | None = None) -> SnapshotFiles:
             **_read_each(keys, lambda file, kind: read_key_file(file, uid, kind)),
             **_read_each(
                 _secrets_files(named), lambda file, kind: read_key_file(file, uid, kind, MAX_SECRETS_OCTETS)
+            ),
+            **_read_each(
+                _mock_secret_files(named),
+                lambda file, _: (mock_secret_to_serve_with if serves else mock_secret_to_check)(file, uid),
             ),
         },
         _read_each(directories, read_directory),
@@ -242,6 +248,16 @@ def _secrets_files(settings: Settings) -> dict[str, str]:
         listener.scram_secrets_file: "SCRAM secrets file"
         for listener in settings.listeners.values()
         if listener.scram_secrets_file is not None
+    }
+
+
+def _mock_secret_files(settings: Settings) -> dict[str, str]:
+    """The files of mock secrets, and what they are; needed where the proxy itself asks for passwords."""
+    return {
+        listener.mock_secret_file: "SCRAM mock secret file"
+        for listener in settings.listeners.values()
+        if listener.mock_secret_file is not None
+        and any(settings.backends[name].login != "passthrough" for name in listener.backends)
     }
 
 

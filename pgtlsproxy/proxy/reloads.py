@@ -72,7 +72,7 @@ class Reloads:
 
     def _read_files(self, in_service: Settings) -> None:
         try:
-            self._read.put(read(self._path, in_service=in_service))
+            self._read.put(read(self._path, in_service=in_service, serves=True))
         except Exception as error:  # noqa: BLE001 - a file that trips us must not end the proxy
             self._read.put(error)
         self._wake()

@@ -1,6 +1,6 @@
 """One session, from accept to end: the order of the stages. Read this first.
 
-    accept -> negotiate -> authorise -> connect -> log in -> relay
+    accept -> negotiate -> authorise -> prove -> connect -> log in -> relay
 
 Each stage takes what the one before made, and only this module knows their order. Whatever a
 session raises is caught here, counted, logged once and answered once; a bug in one session never
@@ -31,16 +31,18 @@ from pgtlsproxy.proxy.accept import accept
 from pgtlsproxy.proxy.admission import Seat
 from pgtlsproxy.proxy.authorise import authorise
 from pgtlsproxy.proxy.candidates import Candidates
+from pgtlsproxy.proxy.challenges import BackendRefused
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
-from pgtlsproxy.proxy.login import BackendRefused, WrongSessionAttributes, log_in, own_proof
+from pgtlsproxy.proxy.login import WrongSessionAttributes, log_in
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
+from pgtlsproxy.proxy.prove import prove
 from pgtlsproxy.proxy.relay import Traffic
 from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.snapshot import Snapshot
-from pgtlsproxy.proxy.stages import Accepted, LoggedIn, Negotiated, SessionEnd, Standing
+from pgtlsproxy.proxy.stages import Accepted, LoggedIn, Negotiated, Proved, SessionEnd, Standing
 from pgtlsproxy.proxy.standing import keep_up, standing_of
-from pgtlsproxy.proxy.verifiers import verifiers_of
+from pgtlsproxy.proxy.verifiers import Verifiers, verifiers_of
 
 
 async def serve_session(sock: socket.socket, listener: str, services: Services) -> None:
@@ -98,20 +100,27 @@ async def _run(
         seat.must_be_over_by(accepted.deadline, "the login was not over in time (authentication_timeout)")
         seat.take_session()
         grant = await authorise(negotiated, services.look_ups, log)
-        if own_proof(grant) is not None:
+        verifiers = verifiers_of(accepted.listener, services.in_service)
+        proved = await prove(negotiated, grant, client, verifiers)
+        if proved is not None:
             seat.proved()
-        logged_in = await _log_in(negotiated, grant, client, services, log)
+        logged_in = await _log_in(negotiated, grant, client, proved, verifiers, services, log)
     await _relay(logged_in, accepted, services, log)
 
 
 async def _log_in(
-    negotiated: Negotiated, grant: Grant, client: Client, services: Services, log: SessionLog
+    negotiated: Negotiated,
+    grant: Grant,
+    client: Client,
+    proved: Proved | None,
+    verifiers: Verifiers | None,
+    services: Services,
+    log: SessionLog,
 ) -> LoggedIn:
     """Dial the backend's addresses until one takes the session; its leg is the caller's to close."""
     accepted = negotiated.accepted
     candidates = Candidates(accepted.listener.backends[grant.backend].settings, services.resolver)
     standing = standing_of(negotiated, grant)
-    verifiers = verifiers_of(accepted.listener, services.in_service)
 
     async def admit(proof: Proof, standing: Standing = standing) -> Standing:
         services.admission.check_open()
@@ -121,7 +130,7 @@ async def _log_in(
         backend = await connect(negotiated, grant, candidates, log)
         try:
             attrs = candidates.target_session_attrs
-            logged_in = await log_in(negotiated, grant, backend, attrs, client, verifiers, admit, log)
+            logged_in = await log_in(negotiated, grant, backend, attrs, client, proved, verifiers, admit, log)
             # Once more: the client may have taken its time to hear of it.
             return replace(logged_in, standing=await admit(logged_in.proof, logged_in.standing))
         except WrongSessionAttributes as error:

@@ -65,6 +65,21 @@ class Negotiated:
 
 
 @dataclass(frozen=True, slots=True)
+class Proved:
+    """A client whom the proxy itself has proved.
+
+    Args:
+        proof: by what.
+        was_asked: whether it was asked for something, and so has heard how the login begins.
+        unread: what it has sent behind its answers.
+    """
+
+    proof: Proof
+    was_asked: bool = False
+    unread: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class BackendAddress:
     """One address of a backend's host list.
 

@@ -6,6 +6,7 @@ Each function makes one unit, raises ConfigError with every mistake in it, and t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -119,7 +120,13 @@ class Units:
         path = listener.scram_secrets_file
         if path is None:
             return None
-        return parse_secrets(path, self._key(f"listeners.{name}.scram_secrets_file", path))
+        secrets = parse_secrets(path, self._key(f"listeners.{name}.scram_secrets_file", path))
+        mock = listener.mock_secret_file
+        if mock is None or mock not in self._files.keys:
+            return secrets
+        return replace(
+            secrets, mock_secret=Secret(self._key(f"listeners.{name}.scram_mock_secret_file", mock))
+        )
 
     def server_options(self, name: str, listener: Listener) -> TLSOptions:
         """The TLS settings of a listener."""

@@ -27,6 +27,10 @@ class Verifiers:
         """The user's verifier, as far as it is known without asking."""
         return self.secrets.verifier(user, time.time())
 
+    def for_challenge(self, user: str) -> Verifier:
+        """The user's verifier, or one that looks the same and fits no password."""
+        return self.secrets.for_challenge(user, time.time())
+
     def fresh(self, user: str) -> Verifier | None:
         """The newest that can be had; for whom the known one does not prove."""
         newest = self.newest()

@@ -16,6 +16,7 @@ from fixtures.deployments import config, in_clear, passthrough, with_certificate
 from fixtures.fake_backend import Conversation
 from fixtures.postgres import password
 from fixtures.proxy import RunningProxy
+from fixtures.scram_secrets import secrets_file
 from matrix.attempt import attempt, md5_answer
 from matrix.table import (
     ANOTHER,
@@ -92,12 +93,14 @@ def configuration(
     """The configuration with every listener and backend of these cells, and its files by name."""
     listeners: dict[str, Any] = {}
     backends: dict[str, Any] = {}
-    files = {"pg_ident.conf": PROXY_IDENT}
+    files = {"pg_ident.conf": PROXY_IDENT, "secrets.txt": secrets_file(servers.cluster)}
     for cell in cells:
         name = listener_name(cell)
         if name not in listeners:
             files[f"{name}.hba"] = hba_line(cell.method, cell.listener) + "\n"
             words = {"hba_file": f"{name}.hba", "ident_file": "pg_ident.conf", "backend": _backend_name(cell)}
+            if cell.login is Login.CERTIFICATE_VERIFIERS:
+                words["scram_secrets_file"] = "secrets.txt"
             listeners[name] = _listener(cell.listener, certs, servers, len(listeners)) | words
             backends[_backend_name(cell)] = _backend(cell, certs, servers)
     return config(listeners, **backends), files
@@ -118,7 +121,7 @@ def _listener(listener: Listener, certs: Certs, servers: Servers, number: int) -
 
 
 def _backend(cell: Cell, certs: Certs, servers: Servers) -> dict[str, Any]:
-    words: dict[str, Any] = {"login": "certificate" if cell.login is Login.CERTIFICATE else "passthrough"}
+    words: dict[str, Any] = {"login": "passthrough" if cell.login.is_passthrough else "certificate"}
     if cell.login is Login.PASSTHROUGH_OR_NONE:
         words["require_auth"] = "scram-sha-256,none"
     if cell.backend.is_unix:
@@ -128,7 +131,7 @@ def _backend(cell: Cell, certs: Certs, servers: Servers) -> dict[str, Any]:
         return {"host": str(servers.cluster.socket_dir), "port": servers.cluster.port, **words}
     if cell.backend.is_fake:
         words["port"] = servers.fake_port
-    shows_certificate = cell.login is Login.CERTIFICATE or cell.backend is Backend.CERT_MAP
+    shows_certificate = not cell.login.is_passthrough or cell.backend is Backend.CERT_MAP
     make = with_certificate if shows_certificate else passthrough
     return make(servers.cluster, certs, **words)
 

@@ -15,13 +15,14 @@ from pgtlsproxy.policy import access, soundness
 from pgtlsproxy.policy.challenge import Action, Verdict
 from pgtlsproxy.policy.hba import Method
 from pgtlsproxy.policy.names import Checked, NameCheck
-from pgtlsproxy.proxy import dial, login
+from pgtlsproxy.protocol.scram import server
+from pgtlsproxy.proxy import challenges, dial, login, prove
 
 
 def k1() -> None:
     """Whoever the backend lets in is let in."""
 
-    def believes_the_backend(self: Any) -> Proof:
+    def believes_the_backend(self: Any, _proved: Any) -> Proof:
         return Proof(ProofKind.BACKEND_CHALLENGE, self._grant.user, self._grant.user)
 
     login._Login._proof = believes_the_backend
@@ -41,12 +42,32 @@ def k2() -> None:
 def k2_verifiers() -> None:
     """SCRAM without anything to check it against counts as checked."""
     table = soundness.proof
-    soundness.proof = access.proof = lambda rule, how: table(rule, how) or ProofKind.CERTIFICATE
+
+    def counts_as_checked(rule: Any, how: Any, *, has_verifiers: bool) -> ProofKind:
+        return table(rule, how, has_verifiers=has_verifiers) or ProofKind.CERTIFICATE
+
+    soundness.proof = access.proof = counts_as_checked
+
+
+def scram_proof() -> None:
+    """Any proof is a right one."""
+    server.recover_client_key = lambda *_: b""
+
+
+def password() -> None:
+    """Any password is the right one."""
+
+    async def believes(*_: Any) -> bool:
+        return True
+
+    prove.check_password = believes
 
 
 def k3() -> None:
     """The backend may ask what it likes."""
-    login.judge = lambda _login, _method, code, *_, **__: Verdict(Action.RELAY if code else Action.FINISH)
+    challenges.judge = lambda _login, _method, code, *_, **__: Verdict(
+        Action.RELAY if code else Action.FINISH
+    )
 
 
 def k3_requirepeer() -> None:
@@ -88,6 +109,8 @@ MUTANTS = {
         k2_at_load,
         k2,
         k2_verifiers,
+        scram_proof,
+        password,
         k3,
         k3_requirepeer,
         k4,

@@ -10,10 +10,12 @@ rules alone, which are:
 * K1. With passthrough, an AuthenticationOk that nobody had to answer for lets nobody in (28000), unless the
   proxy proved the user, or the administrator wrote `require_auth: ...none`.
 * K2. Where the proxy logs in with its own credential, a line that asks for no proof loads only for users
-  listed by name, at a Unix socket or a loopback address. Such a login cannot use SCRAM without verifiers.
+  listed by name, at a Unix socket or a loopback address. A line that asks for a password loads only where the
+  listener has the users' verifiers: then the proxy asks, before it dials, and nobody gets further unproved.
 * K3. A backend may ask only what the line and the login foresee, else 57P03 and no byte of the client's goes
   there: with login certificate nothing at all; for a scram-sha-256 line a whole SCRAM exchange; a password in
-  clear never crosses a client's clear leg from afar. A Unix socket's server must run as `requirepeer`.
+  clear never crosses a client's clear leg from afar; for a password line a whole SCRAM exchange, in which the
+  proxy proves what the client has shown it, or the backend's own question for it. A Unix socket's server must run as `requirepeer`.
 * K4. In clear text only loopback, Unix sockets and `plaintext_from` start a session; else 28000.
 """
 
@@ -33,10 +35,11 @@ class Login(enum.StrEnum):
     PASSTHROUGH = "passthrough"
     PASSTHROUGH_OR_NONE = "passthrough with require_auth scram-sha-256,none"
     CERTIFICATE = "certificate"
+    CERTIFICATE_VERIFIERS = "certificate, and the listener has the users' verifiers"
 
     @property
     def is_passthrough(self) -> bool:
-        return self is not Login.CERTIFICATE
+        return self in {Login.PASSTHROUGH, Login.PASSTHROUGH_OR_NONE}
 
 
 class Method(enum.StrEnum):
@@ -147,6 +150,7 @@ BY_CERTIFICATE = {
 }  # fmt: skip
 BY_NAME_IN_CERTIFICATE = BY_CERTIFICATE - {Method.TRUST_VERIFY_CA}
 BY_SCRAM = {Method.SCRAM, Method.SCRAM_VERIFY_FULL}
+BY_PASSWORD = BY_SCRAM | {Method.PASSWORD}
 WITHOUT_PROOF = {Method.TRUST, Method.TRUST_VERIFY_CA}
 
 
@@ -179,16 +183,20 @@ def expected(cell: Cell) -> Verdict:
     if demands_a_name(cell.method) and cell.shown is not Shown.OWN:
         # PostgreSQL answers a wrong name as it answers a failure of the line's method.
         return Verdict.PROXY_28P01 if cell.method is Method.SCRAM_VERIFY_FULL else Verdict.PROXY_28000
+    if cell.method in BY_PASSWORD and not cell.login.is_passthrough and cell.secret is not Secret.RIGHT:
+        return Verdict.ASKED if cell.secret is Secret.NONE else Verdict.PROXY_28P01
     return verdict_at_backend(cell)
 
 
 def is_loadable(cell: Cell) -> bool:
-    """K2 and what this version cannot do; a line that no client of the listener can match is not judged."""
-    if cell.method is Method.PASSWORD:
+    """K2, and K3 for passwords; a line that no client of the listener can match is not judged."""
+    if cell.method is Method.PASSWORD and cell.listener is Listener.LISTED:
         return False
     if cell.login.is_passthrough or not is_reachable(cell.method, cell.listener):
         return True
-    return cell.method not in WITHOUT_PROOF | BY_SCRAM
+    return cell.method not in (
+        WITHOUT_PROOF if cell.login is Login.CERTIFICATE_VERIFIERS else WITHOUT_PROOF | BY_PASSWORD
+    )
 
 
 def is_reachable(method: Method, listener: Listener) -> bool:
@@ -242,10 +250,12 @@ def asks_nothing(backend: Backend) -> bool:
 def may_ask(cell: Cell) -> bool:
     """K3: whether the backend's first message is one that the line and the login foresee."""
     backend = cell.backend
-    if cell.login is Login.CERTIFICATE:
+    if not cell.login.is_passthrough:
         return asks_nothing(backend)
     if cell.method in BY_SCRAM:
         return backend in {Backend.SCRAM, Backend.FAKE_HALF_SCRAM}
+    if cell.method is Method.PASSWORD:
+        return backend in {Backend.SCRAM, Backend.FAKE_HALF_SCRAM, Backend.FAKE_CLEARTEXT}
     if backend is Backend.FAKE_SSPI:
         return False  # of PostgreSQL on Windows, which no line here stands for
     if cell.listener is Listener.LISTED and backend in {Backend.FAKE_CLEARTEXT, Backend.FAKE_OAUTH}:
@@ -259,8 +269,9 @@ def is_proved_without_challenge(cell: Cell) -> bool:
     """The one rule, where the backend has asked nobody."""
     if demands_a_name(cell.method):
         return True  # the proxy has proved the user
-    if cell.login is Login.CERTIFICATE:
-        return cell.method is Method.TRUST_LITERAL  # K2, judged when it was loaded
+    if not cell.login.is_passthrough:
+        # K2, judged when it was loaded; a password has been asked for, and was right.
+        return cell.method is Method.TRUST_LITERAL or cell.method in BY_PASSWORD
     return cell.login is Login.PASSTHROUGH_OR_NONE
 
 
@@ -281,7 +292,14 @@ def cells() -> Iterator[Cell]:
 def _main_cells() -> Iterator[Cell]:
     """Everything with everything, as far as it exists: only TLS and Unix sockets show whose client it is."""
     logins = (Login.PASSTHROUGH, Login.CERTIFICATE)
-    for login, method, listener, backend in product(logins, Method, SHOWN_AT, BACKENDS):
+    everything = product(logins, Method, SHOWN_AT, BACKENDS)
+    asked_here = product(
+        [Login.CERTIFICATE_VERIFIERS],
+        (Method.TRUST, Method.SCRAM, Method.SCRAM_VERIFY_FULL, Method.PASSWORD),
+        SHOWN_AT,
+        BACKENDS,
+    )
+    for login, method, listener, backend in (*everything, *asked_here):
         for shown, secret in product(SHOWN_AT[listener], Secret):
             # A failed handshake is over before anybody could ask for a secret.
             if shown is not Shown.OTHER_CA or secret is Secret.RIGHT:
@@ -290,8 +308,8 @@ def _main_cells() -> Iterator[Cell]:
 
 def _cells_from_afar() -> Iterator[Cell]:
     """K4: clear text from beyond this host."""
-    logins = (Login.PASSTHROUGH, Login.CERTIFICATE)
-    methods = (Method.TRUST, Method.TRUST_LITERAL, Method.CERT, Method.SCRAM)
+    logins = (Login.PASSTHROUGH, Login.CERTIFICATE, Login.CERTIFICATE_VERIFIERS)
+    methods = (Method.TRUST, Method.TRUST_LITERAL, Method.CERT, Method.SCRAM, Method.PASSWORD)
     listeners = (Listener.AFAR, Listener.LISTED)
     for login, method, listener, backend in product(logins, methods, listeners, BACKENDS):
         yield Cell(login, method, listener, Shown.NOTHING, Secret.RIGHT, backend)
@@ -307,17 +325,19 @@ def _require_auth_cells() -> Iterator[Cell]:
 
 def _opening_cells() -> Iterator[Cell]:
     """K3: a server that is not the right one, and fakes that open with every message there is."""
-    logins = (Login.PASSTHROUGH, Login.CERTIFICATE)
+    logins = (Login.PASSTHROUGH, Login.CERTIFICATE, Login.CERTIFICATE_VERIFIERS)
     backends = [backend for backend in Backend if backend.is_fake or backend is Backend.IMPOSTOR]
     lines = (
         (Method.TRUST, Listener.TLS, Shown.NOTHING),
         (Method.CERT, Listener.TLS, Shown.OWN),
         (Method.SCRAM, Listener.TLS, Shown.NOTHING),
+        (Method.PASSWORD, Listener.TLS, Shown.NOTHING),
         (Method.TRUST, Listener.CLEAR, Shown.NOTHING),
         (Method.TRUST_LITERAL, Listener.CLEAR, Shown.NOTHING),
         (Method.PEER_MAP, Listener.UNIX, Shown.OWN),
         (Method.TRUST, Listener.LISTED, Shown.NOTHING),
         (Method.SCRAM, Listener.LISTED, Shown.NOTHING),
+        (Method.PASSWORD, Listener.CLEAR, Shown.NOTHING),
     )
     for login, (method, listener, shown), backend in product(logins, lines, backends):
         yield Cell(login, method, listener, shown, Secret.RIGHT, backend)

@@ -35,7 +35,19 @@ RED = {
         lambda c: c.login is Login.CERTIFICATE and c.method is Method.SCRAM
         and c.listener is Listener.TLS and c.backend is Backend.CERT_MAP and c.secret is Secret.WRONG
         and c.shown is Shown.NOTHING,
-        Verdict.PROXY_57P03,  # no challenge stands for such a line either
+        Verdict.LET_IN,
+    ),
+    "scram_proof": (
+        lambda c: c.login is Login.CERTIFICATE_VERIFIERS and c.method is Method.SCRAM
+        and c.listener is not Listener.AFAR and c.backend is Backend.CERT_MAP and c.secret is Secret.WRONG
+        and c.shown in {Shown.NOTHING, Shown.OWN},
+        Verdict.LET_IN,
+    ),
+    "password": (
+        lambda c: c.login is Login.CERTIFICATE_VERIFIERS and c.method is Method.PASSWORD
+        and c.listener is not Listener.AFAR and c.backend is Backend.CERT_MAP and c.secret is Secret.WRONG
+        and c.shown in {Shown.NOTHING, Shown.OWN},
+        Verdict.LET_IN,
     ),
     "k3": (
         lambda c: c.secret is Secret.RIGHT and (

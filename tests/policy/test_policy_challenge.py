@@ -42,6 +42,11 @@ def test_a_scram_line_takes_scram_only(client: ClientLeg) -> None:
     assert opening(Login.PASSTHROUGH, Method.SCRAM_SHA_256, client) == only(_10=R)
 
 
+def test_a_password_line_takes_scram_for_which_the_proxy_has_the_password_or_one_in_clear() -> None:
+    for client in (ClientLeg.SECURE, ClientLeg.CLEAR_LOCAL):
+        assert opening(Login.PASSTHROUGH, Method.PASSWORD, client) == only(_3=R, _10=R)
+
+
 @pytest.mark.parametrize("client", list(ClientLeg))
 def test_an_md5_line_takes_what_the_roles_secret_makes_a_server_ask(client: ClientLeg) -> None:
     assert opening(Login.PASSTHROUGH, Method.MD5, client) == only(_5=R, _10=R)
@@ -62,7 +67,7 @@ def test_a_gss_line_takes_gssapi_only(client: ClientLeg) -> None:
 
 
 @pytest.mark.parametrize("client", list(ClientLeg))
-@pytest.mark.parametrize("method", ASKING)
+@pytest.mark.parametrize("method", [*ASKING, Method.SCRAM_SHA_256, Method.PASSWORD])
 def test_the_proxys_certificate_must_be_enough(method: Method, client: ClientLeg) -> None:
     assert opening(Login.CERTIFICATE, method, client) == only(_0=F)
 
@@ -70,7 +75,6 @@ def test_the_proxys_certificate_must_be_enough(method: Method, client: ClientLeg
 @pytest.mark.parametrize(
     ("login", "method"),
     [
-        (Login.CERTIFICATE, Method.SCRAM_SHA_256),
         (Login.PASSFILE, Method.TRUST),
         (Login.PASSFILE, Method.CERT),
         (Login.PASSTHROUGH, Method.REJECT),

@@ -124,7 +124,6 @@ def test_every_issuer_of_a_line_counts_and_its_commas_are_its_own() -> None:
         ("host all all all trust,cert", "multiple values specified for authentication type"),
         ("host all all all magic", 'invalid authentication method "magic"'),
         ("host all all all TRUST", 'invalid authentication method "TRUST"'),
-        ("host all all all password", '"password" is not in this version: use scram-sha-256'),
         ("host all all all ident", '"ident" is not in this version: use peer'),
         ("host all all all sspi", '"sspi" is not in this version: use trust'),
         (

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
@@ -25,6 +26,8 @@ def check(
     ident: str = "",
     roles: str | None = None,
     require_auth_none: bool = False,
+    has_verifiers: bool = False,
+    plaintext_from: str = "",
 ) -> Soundness:
     rules = make_rules(
         hba,
@@ -34,12 +37,15 @@ def check(
         own_credential=login is not Login.PASSTHROUGH or backend.sslcert or backend.unix_socket,
         require_auth_none=require_auth_none,
     )
+    networks = (ip_network(plaintext_from),) if plaintext_from else ()
+    rules = replace(rules, has_verifiers=has_verifiers, plaintext_from=networks)
     return check_soundness(rules, transports, {"primary": backend})
 
 
 SOUND = "sound"
 UNSOUND = "trust with login"
-NO_SECRETS = "needs the users' secrets"
+NO_SECRETS = "needs the users' verifiers: set scram_secrets_file at listener central"
+ASKS_NOBODY = "is for the backend to ask"
 
 
 @pytest.mark.parametrize(
@@ -52,10 +58,11 @@ NO_SECRETS = "needs the users' secrets"
         ("host all all all reject", SOUND, SOUND),
         ("host all all all scram-sha-256", SOUND, NO_SECRETS),
         ("hostssl all all all scram-sha-256 clientcert=verify-full", SOUND, NO_SECRETS),
-        ("host all all all md5", SOUND, NO_SECRETS),
-        ("host all all all ldap ldapprefix=x", SOUND, NO_SECRETS),
-        ("host all all all pam", SOUND, NO_SECRETS),
-        ("host all all all gss", SOUND, NO_SECRETS),
+        ("host all all all password", SOUND, NO_SECRETS),
+        ("host all all all md5", SOUND, ASKS_NOBODY),
+        ("host all all all ldap ldapprefix=x", SOUND, ASKS_NOBODY),
+        ("host all all all pam", SOUND, ASKS_NOBODY),
+        ("host all all all gss", SOUND, ASKS_NOBODY),
         ("host all all all trust", SOUND, UNSOUND),
         ("local all all trust", SOUND, UNSOUND),
         ("hostssl all alice 10.0.0.0/8 trust clientcert=verify-ca", SOUND, UNSOUND),
@@ -94,13 +101,33 @@ def test_a_line_loads_only_where_a_proof_can_exist(
     assert "primary" in mistake.what
 
 
-def test_the_table_has_no_proof_only_where_the_client_would_have_to_be_asked_here() -> None:
+@pytest.mark.parametrize("login", list(Login))
+@pytest.mark.parametrize("method", ["scram-sha-256", "scram-sha-256 clientcert=verify-full", "password"])
+def test_with_the_users_verifiers_every_login_can_ask_for_passwords(method: str, login: Login) -> None:
+    assert check(f"hostssl all all all {method}", login, has_verifiers=True).mistakes == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "is_safe"),
+    [
+        ("host all all all password", False),
+        ("hostnossl all all 10.0.0.0/8 password", False),
+        ("hostssl all all all password", True),
+        ("local all all password", True),
+        ("host all all 127.0.0.1/32 password", True),
+        ("host all all all scram-sha-256", True),
+    ],
+)
+def test_no_password_crosses_a_leg_in_clear_from_afar(line: str, is_safe: bool) -> None:  # noqa: FBT001 - a table's cell
+    found = check(line, Login.PASSTHROUGH, plaintext_from="10.0.0.0/8").mistakes
+    assert [each.where for each in found] == ([] if is_safe else ["hba:1"])
+    assert all("could read the password" in each.what for each in found)
+    assert check(line, Login.PASSTHROUGH).mistakes == ()
+
+
+def test_the_table_has_no_proof_only_where_the_backend_would_have_to_ask() -> None:
     missing = {(evidence, login) for evidence in Evidence for login in Login} - set(PROOFS)
-    assert missing == {
-        (asked, login)
-        for asked in (Evidence.SCRAM, Evidence.CHALLENGE)
-        for login in (Login.CERTIFICATE, Login.PASSFILE)
-    }
+    assert missing == {(Evidence.CHALLENGE, login) for login in (Login.CERTIFICATE, Login.PASSFILE)}
 
 
 SHARED = "local all all trust\nhost all alice 127.0.0.1/32 trust\nhost all all 10.0.0.0/8 trust\n"

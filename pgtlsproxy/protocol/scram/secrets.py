@@ -10,15 +10,22 @@ there may be somebody's password.
 from __future__ import annotations
 
 import re
+import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
 from pgtlsproxy.errors import ConfigError, Mistake
-from pgtlsproxy.identity import decode_name, printable
-from pgtlsproxy.protocol.scram.keys import DEFAULT_ITERATIONS, InvalidVerifier, Verifier
+from pgtlsproxy.identity import Secret, decode_name, printable
+from pgtlsproxy.protocol.scram.keys import (
+    DEFAULT_ITERATIONS,
+    KEY_OCTETS,
+    InvalidVerifier,
+    Verifier,
+    fake_salt,
+)
 
 MAX_SECRETS_OCTETS: Final = 16 << 20
 """Largest file that is read: some 100,000 users."""
@@ -56,10 +63,16 @@ class Secrets:
     Args:
         file: its name, for the log.
         by_user: what is listed for each user.
+        usual_iterations: the most common number of them, the higher of two: what a user without a verifier
+            shows.
+        mock_secret: what the salts of users without a verifier are made of; None where the proxy is
+            nobody's SCRAM server.
     """
 
     file: str
     by_user: Mapping[str, Listed] = field(repr=False)
+    usual_iterations: int = DEFAULT_ITERATIONS
+    mock_secret: Secret | None = None
 
     def verifier(self, user: str, now: float) -> Verifier | None:
         """The verifier of a user; None for one who is not listed, or whose password has expired.
@@ -76,18 +89,24 @@ class Secrets:
             return None
         return listed.verifier
 
+    def for_challenge(self, user: str, now: float) -> Verifier:
+        """The verifier of a user, or one that looks the same from outside and fits no password.
+
+        Args:
+            user: the user of the StartupMessage.
+            now: Unix time.
+        """
+        verifier = self.verifier(user, now)
+        if verifier is not None:
+            return verifier
+        assert self.mock_secret is not None  # noqa: S101 - read wherever the proxy asks for passwords
+        keys = (Secret(secrets.token_bytes(KEY_OCTETS)) for _ in range(2))
+        return Verifier(fake_salt(self.mock_secret, user), self.usual_iterations, *keys)
+
     def where(self, user: str) -> str:
         """Where a user is listed, or is not, for the log."""
         listed = self.by_user.get(user)
         return printable(self.file) if listed is None else f"{printable(self.file)}:{listed.line}"
-
-    @property
-    def usual_iterations(self) -> int:
-        """The most common number of iterations, the higher of two: what a user without a verifier shows."""
-        counts = Counter(listed.verifier.iterations for listed in self.by_user.values())
-        return max(
-            counts, key=lambda iterations: (counts[iterations], iterations), default=DEFAULT_ITERATIONS
-        )
 
 
 def parse_secrets(file: str, content: bytes) -> Secrets:
@@ -114,7 +133,12 @@ def parse_secrets(file: str, content: bytes) -> Secrets:
             mistakes.append(Mistake(f"{printable(file)}:{number}", str(error)))
     if mistakes:
         raise ConfigError(mistakes)
-    return Secrets(file, found)
+    return Secrets(file, found, _most_common([listed.verifier.iterations for listed in found.values()]))
+
+
+def _most_common(iterations: Sequence[int]) -> int:
+    counts = Counter(iterations)
+    return max(counts, key=lambda number: (counts[number], number), default=DEFAULT_ITERATIONS)
 
 
 class _LineError(Exception):

@@ -25,13 +25,14 @@ class WrongProof(AccessDenied):
 
     Args:
         user: the user of the StartupMessage.
+        reason: for the log.
     """
 
     sqlstate = "28P01"
 
-    def __init__(self, user: str) -> None:
+    def __init__(self, user: str, reason: str = "the SCRAM proof is wrong") -> None:
         reply = f'password authentication failed for user "{printable(user)}"'
-        super().__init__("the SCRAM proof is wrong", reply=reply)
+        super().__init__(reason, reply=reply)
 
 
 @dataclass(frozen=True, slots=True)

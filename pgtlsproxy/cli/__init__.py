@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "serve": "Run the proxy.",
     "check": "Say everything that is wrong with a configuration.",
     "explain": "Say which lines decide about a client, and why.",
+    "secrets": "Make lines for scram_secrets_file: of a password, a userlist, or from a server.",
     "certs": "Make, renew, revoke and show certificates.",
     "demo": "See it work: a PostgreSQL, a CA and all three deployments, thrown away afterwards.",
 }

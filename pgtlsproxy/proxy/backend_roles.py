@@ -20,11 +20,10 @@ from pgtlsproxy.config import Backend, RolesQuery
 from pgtlsproxy.errors import BackendMisbehaved, BackendUnavailable
 from pgtlsproxy.policy.request import Unknown
 from pgtlsproxy.policy.roles import Memberships, memberships
-from pgtlsproxy.protocol.messages import backend_reader, parse_authentication, parse_error_response
+from pgtlsproxy.protocol.messages import parse_error_response
 from pgtlsproxy.protocol.query import TERMINATE, answer_reader, encode_query, parse_row
-from pgtlsproxy.protocol.startup import NEWEST, StartupMessage, encode_startup
-from pgtlsproxy.proxy.candidates import Candidates
-from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_startup, send_to_backend
+from pgtlsproxy.proxy.dial import read_message, send_to_backend
+from pgtlsproxy.proxy.own_login import at_a_server, log_in_as
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import BackendSnapshot
 from pgtlsproxy.tls.stream import Leg
@@ -154,26 +153,15 @@ async def fetch_memberships(backend: BackendSnapshot, query: RolesQuery, resolve
     Raises:
         BackendUnavailable: none does, or not as it should.
     """
-    candidates = Candidates(backend.settings, resolver)
-    context = await backend.context_for(query.user)
-    while (address := await candidates.next()) is not None:
-        try:
-            leg = await dial(address, backend.settings, context)
-            try:
-                return await _memberships(leg, backend.settings, query)
-            finally:
-                leg.close()
-        except OwnCertificateRefused as error:
-            candidates.failed(error.at(address, backend.settings))
-        except BackendUnavailable as error:
-            candidates.failed(error)
-    raise candidates.exhausted(backend.name)
+    return await at_a_server(
+        backend, resolver, query.user, lambda leg: _memberships(leg, backend.settings, query)
+    )
 
 
 async def _memberships(leg: Leg, backend: Backend, query: RolesQuery) -> Memberships:
-    unread = await _log_in(leg, backend, query)
+    logged_in = await log_in_as(leg, backend, query.user, query.dbname, None)
     reader = answer_reader()
-    reader.feed(unread)
+    reader.feed(logged_in.unread)
     await send_to_backend(leg, encode_query(QUERY))
     rows: list[tuple[str, ...]] = []
     while (message := await read_message(leg, reader)).type != b"Z":
@@ -186,22 +174,3 @@ async def _memberships(leg: Leg, backend: Backend, query: RolesQuery) -> Members
                 raise BackendMisbehaved(f"the backend has over {MAX_ROWS} memberships of roles")
     await send_to_backend(leg, TERMINATE)
     return memberships((role, (member,)) for role, member in rows)
-
-
-async def _log_in(leg: Leg, backend: Backend, query: RolesQuery) -> bytes:
-    """Log in as the query's role. Returns what has been read behind ReadyForQuery, which is nothing."""
-    startup = StartupMessage(NEWEST, query.user, query.dbname)
-    reader = backend_reader()
-    await send_startup(leg, encode_startup(startup, newest=backend.max_protocol_version))
-    while (message := await read_message(leg, reader)).type != b"Z":
-        if message.type == b"E":
-            error = parse_error_response(message.body)
-            raise BackendMisbehaved(
-                f"the backend refuses {query.shown_user}: {error.sqlstate}: {error.message}"
-            )
-        if message.type == b"R" and parse_authentication(message.body).code != 0:
-            raise BackendMisbehaved(
-                f"the backend asks {query.shown_user} for a password, and there is none: its pg_hba.conf "
-                "needs a line with cert, or at a Unix socket peer, for this role"
-            )
-    return reader.take_unread()

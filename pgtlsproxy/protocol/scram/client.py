@@ -66,6 +66,15 @@ class Opened:
     _binding: Binding
     _max_iterations: int
 
+    def challenge(self, server_first: bytes) -> tuple[bytes, int]:
+        """The salt and the number of iterations of a server-first-message, for who derives the keys apart.
+
+        Raises:
+            BackendMisbehaved: the message is malformed, of another exchange, or beyond a limit.
+        """
+        first = read_server_first(server_first, self._nonce, self._max_iterations)
+        return first.salt, first.iterations
+
     def answer(self, server_first: bytes, credential: Secret | Keys) -> Answered:
         """Take the server-first-message.
 

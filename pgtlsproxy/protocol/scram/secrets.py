@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Final
 
 from pgtlsproxy.errors import ConfigError, Mistake
-from pgtlsproxy.identity import Secret, decode_name, printable
+from pgtlsproxy.identity import Secret, decode_name, encode_name, printable
 from pgtlsproxy.protocol.scram.keys import (
     DEFAULT_ITERATIONS,
     KEY_OCTETS,
@@ -32,6 +32,7 @@ MAX_SECRETS_OCTETS: Final = 16 << 20
 
 _FIELD: Final = r'"((?:[^"]|"")*)"'
 _LINE: Final = re.compile(rf"[ \t]*{_FIELD}[ \t]+{_FIELD}(?:[ \t]+{_FIELD})?[ \t\r]*")
+_TWO_FIELDS: Final = re.compile(rf"[ \t]*{_FIELD}[ \t]+{_FIELD}")
 _COMMENT: Final = re.compile(r"[ \t\r]*(?:[;#].*)?")
 _MD5: Final = re.compile(r"md5[0-9a-fA-F]{32}")
 
@@ -139,6 +140,65 @@ def parse_secrets(file: str, content: bytes) -> Secrets:
 def _most_common(iterations: Sequence[int]) -> int:
     counts = Counter(iterations)
     return max(counts, key=lambda number: (counts[number], number), default=DEFAULT_ITERATIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class UserlistEntry:
+    """A line of PgBouncer's userlist.txt.
+
+    Args:
+        line: its number, counted from 1.
+        user: its name.
+        secret: a verifier, an MD5 secret, or a password.
+    """
+
+    line: int
+    user: str
+    secret: Secret
+
+    @property
+    def is_md5(self) -> bool:
+        """Whether there is only an MD5 secret, of which no verifier can be made."""
+        return _MD5.fullmatch(decode_name(self.secret.reveal())) is not None
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """The verifier, where the secret is one."""
+        try:
+            return Verifier.parse(decode_name(self.secret.reveal()))
+        except InvalidVerifier:
+            return None
+
+
+def parse_userlist(file: str, content: bytes) -> tuple[UserlistEntry, ...]:
+    """Read PgBouncer's userlist.txt, of whose lines it takes the first two fields.
+
+    Args:
+        file: its name, for messages.
+        content: the whole file.
+
+    Raises:
+        ConfigError: with every line that has no such fields.
+    """
+    found: list[UserlistEntry] = []
+    mistakes: list[Mistake] = []
+    for number, line in enumerate(decode_name(content).split("\n"), start=1):
+        if _COMMENT.fullmatch(line):
+            continue
+        fields = _TWO_FIELDS.match(line)
+        if fields is None:
+            mistakes.append(Mistake(f"{printable(file)}:{number}", 'not of the form "user" "secret"'))
+            continue
+        user, secret = (each.replace('""', '"') for each in fields.groups())
+        found.append(UserlistEntry(number, user, Secret(encode_name(secret))))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return tuple(found)
+
+
+def format_secret(user: str, verifier: Verifier) -> str:
+    """The line of a user, without its end. As good as a password: for files of mode 0600 alone."""
+    return '"{}" "{}"'.format(user.replace('"', '""'), verifier.text())
 
 
 class _LineError(Exception):

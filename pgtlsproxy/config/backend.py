@@ -120,7 +120,6 @@ class Backend(Model):
             "sslcert_issuer",
             "sslkey_issuer",
             "sslcert_lifetime",
-            "passfile",
             "proxy_protocol",
             "host_probe",
             "shared_client_ca",
@@ -204,13 +203,18 @@ class Backend(Model):
 
     require_auth: Annotated[tuple[str, ...], AfterValidator(_require_auth), FilledCommaList] | None = None
     """How the backend may ask for a proof; each with ! for how it may not. None for any way, but not
-    for letting a session in unasked, which only an explicit `none` allows."""
+    for letting a session in unasked, which only an explicit `none` allows; with `login: passfile` None for
+    `scram-sha-256`."""
 
     login: Annotated[
-        Literal["passthrough", "certificate"],
-        BeforeValidator(one_of("passthrough", "certificate", later=("passfile",))),
+        Literal["passthrough", "certificate", "passfile"],
+        BeforeValidator(one_of("passthrough", "certificate", "passfile")),
     ]
-    """Who satisfies the backend: the client (passthrough), or the proxy's certificate."""
+    """Who satisfies the backend: the client (passthrough), or the proxy, by its certificate or by the user's
+    password in `passfile`."""
+
+    passfile: FilePath | None = None
+    """The users' passwords, in libpq's form: `hostname:port:database:username:password`."""
 
     reserved_users: Annotated[tuple[Annotated[str, BeforeValidator(parse_role_name)], ...], CommaList] = (
         "postgres",
@@ -293,7 +297,7 @@ class Backend(Model):
             method: one of AUTH_METHODS.
         """
         if self.require_auth is None:
-            return True
+            return self.login != "passfile" or method == "scram-sha-256"
         if self.require_auth[0].startswith("!"):
             return f"!{method}" not in self.require_auth
         return method in self.require_auth

@@ -233,14 +233,19 @@ def _credential_conflicts(backend: Backend) -> Iterator[Conflict]:
 
 
 def _login_conflicts(backend: Backend) -> Iterator[Conflict]:
+    if backend.passfile is not None and backend.login != "passfile":
+        yield Conflict(("passfile", "login"), f"would have no effect with login: {backend.login}")
     if backend.login == "passthrough":
         if backend.target_session_attrs != "any":
             yield Conflict(
                 ("target_session_attrs", "login"),
                 f"{backend.target_session_attrs} cannot work with login: passthrough: a host shows what it "
                 "is only behind AuthenticationOk, when the client has spent its SCRAM proof on that host and "
-                "cannot prove itself to the next one; use any, or login: certificate",
+                "cannot prove itself to the next one; use any, or login: certificate or passfile",
             )
+        return
+    if backend.login == "passfile":
+        yield from _passfile_conflicts(backend)
         return
     if not backend.allows_auth("none"):
         yield Conflict(
@@ -260,6 +265,22 @@ def _login_conflicts(backend: Backend) -> Iterator[Conflict]:
             ("login", "sslmode"),
             f"a certificate needs TLS, and sslmode {backend.sslmode} does not demand it",
         )
+
+
+def _passfile_conflicts(backend: Backend) -> Iterator[Conflict]:
+    """What is wrong where the proxy has the users' passwords."""
+    if backend.passfile is None:
+        yield Conflict(
+            ("passfile", "login"), "is missing, and login: passfile takes the users' passwords from it"
+        )
+    is_verified = backend.sslmode.startswith("verify-") or not backend.has_tcp_host
+    for method in ("password", "md5"):
+        if backend.require_auth is not None and backend.allows_auth(method) and not is_verified:
+            yield Conflict(
+                ("require_auth", "sslmode", "login"),
+                f"allows {method}, and with sslmode {backend.sslmode} whoever is on the path could be the "
+                "server that is told the password: use verify-full, or scram-sha-256 alone",
+            )
 
 
 def listen_conflicts(listeners: Mapping[str, Listener]) -> Iterator[tuple[str, int, str]]:

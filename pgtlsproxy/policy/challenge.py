@@ -110,6 +110,15 @@ _OAUTH: _Order = MappingProxyType(
     {None: frozenset({_SASL}), _SASL: frozenset({_SASL_CONTINUE, _OK}), _SASL_CONTINUE: frozenset({_OK})}
 )
 
+_OWN_PASSWORD: _Order = MappingProxyType(
+    {
+        **_SCRAM_OR_CLEARTEXT,
+        None: frozenset({_OK, _SASL, _CLEARTEXT, _MD5}),
+        _MD5: frozenset({_OK}),
+    }
+)
+"""What the proxy can answer with a password of its own; which of it may be, `require_auth` says."""
+
 ORDERS: Mapping[tuple[Login, Method], _Order] = MappingProxyType(
     {
         (Login.PASSTHROUGH, Method.TRUST): _ANY_CHALLENGE,
@@ -126,6 +135,10 @@ ORDERS: Mapping[tuple[Login, Method], _Order] = MappingProxyType(
         (Login.CERTIFICATE, Method.PEER): _AT_ONCE,
         (Login.CERTIFICATE, Method.SCRAM_SHA_256): _AT_ONCE,
         (Login.CERTIFICATE, Method.PASSWORD): _AT_ONCE,
+        **{
+            (Login.PASSFILE, method): _OWN_PASSWORD
+            for method in (Method.TRUST, Method.CERT, Method.PEER, Method.SCRAM_SHA_256, Method.PASSWORD)
+        },
     }
 )
 """For each login and method: which message may follow which (None: the first). What is missing may ask
@@ -175,6 +188,8 @@ def judge(
         )
     if code == _OK:
         return Verdict(Action.FINISH)
+    if login is Login.PASSFILE:
+        return _judge_own(code, mechanisms)
     if code == _CLEARTEXT and client is ClientLeg.CLEAR_REMOTE:
         return Verdict(
             Action.REFUSE, "the backend asked for a password in clear, and the client's leg is clear"
@@ -197,7 +212,17 @@ def allows(login: Login, method: Method, challenge: Challenge) -> bool:
         return False
     if method is Method.OAUTH:
         return challenge is Challenge.OTHER_SASL
-    return challenge is not Challenge.OTHER_SASL or method not in {Method.SCRAM_SHA_256, Method.MD5}
+    return challenge is not Challenge.OTHER_SASL or method not in {
+        Method.SCRAM_SHA_256, Method.PASSWORD, Method.MD5
+    }
+
+
+def _judge_own(code: int, mechanisms: Sequence[str]) -> Verdict:
+    """A request that the client does not see, whatever its leg is."""
+    if code == _SASL and not _SCRAM.issuperset(mechanisms):
+        shown = ", ".join(printable(mechanism) for mechanism in mechanisms)
+        return Verdict(Action.REFUSE, f"the backend offered {shown}, and the proxy's password is for SCRAM")
+    return Verdict(Action.RELAY)
 
 
 def _judge_mechanisms(method: Method, mechanisms: Sequence[str], client: ClientLeg) -> Verdict:

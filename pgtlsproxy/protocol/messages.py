@@ -5,6 +5,7 @@ PostgreSQL manual, chapter 54 (protocol-message-formats). Everything here is byt
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -270,6 +271,18 @@ def parse_password(body: bytes) -> Secret:
         text = "empty password returned by client"
         raise ProtocolViolation(text, reply=text, sqlstate="28P01")
     return Secret(password)
+
+
+def md5_answer(user: bytes, password: Secret, salt: bytes) -> bytes:
+    """What a client answers to AuthenticationMD5Password (pg_password_sendauth, fe-auth.c).
+
+    Args:
+        user: the role.
+        password: its password.
+        salt: the server's four octets.
+    """
+    stored = hashlib.md5(password.reveal() + user, usedforsecurity=False).hexdigest().encode()
+    return b"md5" + hashlib.md5(stored + salt, usedforsecurity=False).hexdigest().encode() + b"\x00"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import trio
 
 from pgtlsproxy.errors import BackendMisbehaved, ChannelBindingImpossible, ClientGone, ErrorKind, ProxyError
-from pgtlsproxy.identity import Challenge
+from pgtlsproxy.identity import Challenge, Secret, encode_name, printable
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.policy.challenge import Action, ClientLeg, judge
-from pgtlsproxy.policy.hba import Method
+from pgtlsproxy.policy.hba import Method, Replication
 from pgtlsproxy.policy.proofs import Login
 from pgtlsproxy.protocol.backend import (
     SCRAM_PLUS,
@@ -27,6 +27,7 @@ from pgtlsproxy.protocol.messages import (
     Message,
     client_reader,
     encode_sasl_mechanisms,
+    md5_answer,
     parse_error_response,
     parse_password,
 )
@@ -157,8 +158,11 @@ class Challenges:
     async def _answer(self, message: Message) -> None:
         """Judge an Authentication message, and have it answered where an answer is due."""
         request = self._judged(message)
+        if self._grant.login is Login.PASSFILE and request.code != 0:
+            await self._prove_own(request)
+            return
         if self._grant.method is Method.PASSWORD and request.code == AUTHENTICATION_SASL:
-            await self._prove_password(request)
+            await self._prove(await self._asked_password(), request)
             return
         self.held += self._for_client(request) or message.raw
         if self.exchange.is_client_turn:
@@ -213,17 +217,54 @@ class Challenges:
             return None
         return end_point_hash(leg.peer_leaf)
 
-    async def _prove_password(self, request: Authentication) -> None:
-        """Have the client show its password, and prove to the backend that we know it.
+    async def _prove_own(self, request: Authentication) -> None:
+        """Answer the backend with the password that the proxy has for the user."""
+        password = self._own_password()
+        match request.code:
+            case 3:
+                await self._send(Message(b"p", password.reveal() + b"\x00"))
+            case 5:
+                user = encode_name(self._grant.user)
+                await self._send(Message(b"p", md5_answer(user, password, request.data)))
+            case _:
+                await self._prove(password, request)
 
-        Args:
-            request: the backend's AuthenticationSASL.
+    def _own_password(self) -> Secret:
+        """The user's password for this server.
+
+        Raises:
+            BackendMisbehaved: there is none.
         """
+        address, grant = self._backend.address, self._grant
+        passfile = self._negotiated.accepted.listener.backends[grant.backend].passfile
+        is_physical = grant.replication is Replication.PHYSICAL
+        database = "replication" if is_physical else grant.backend_database
+        host = address.host or address.ip or ""
+        if passfile is not None:
+            password = passfile.password(host, address.port, database, grant.user)
+            if password is not None:
+                return password
+        wanted = ":".join((host, str(address.port), database, grant.user))
+        raise BackendMisbehaved(
+            f"{address} asks for the user's password, and no line of {self._settings.passfile} is for "
+            f"{printable(wanted)}"
+        )
+
+    async def _asked_password(self) -> Secret:
+        """The client's password, which it is asked for."""
         if self._client_leg() is ClientLeg.CLEAR_REMOTE:
             raise BackendMisbehaved("a password in clear would have to cross the client's clear leg")
         self.held += ASK_FOR_PASSWORD
         await self.flush()
-        password = parse_password((await self._read_answer()).body)
+        return parse_password((await self._read_answer()).body)
+
+    async def _prove(self, password: Secret, request: Authentication) -> None:
+        """Take the client's part of a SCRAM exchange with the backend.
+
+        Args:
+            password: the user's.
+            request: the backend's AuthenticationSASL.
+        """
         opened = scram_client.begin(request.mechanisms, self._backend_end_point())
         challenge = await self._asked(encode_initial_response(opened.mechanism, opened.client_first))
         answered = await trio.to_thread.run_sync(
@@ -233,8 +274,7 @@ class Challenges:
 
     async def _asked(self, answer: Message) -> Authentication:
         """Send the backend an answer of ours, and take what it says to it."""
-        self.exchange.client_message(answer)
-        await send_to_backend(self._backend.leg, answer.raw)
+        await self._send(answer)
         while (message := await self._read()).type == b"N":
             self.held += message.raw
         if message.type == b"E":
@@ -242,6 +282,10 @@ class Challenges:
         if message.type != b"R":
             self.exchange.other(message)
         return self._judged(message)
+
+    async def _send(self, answer: Message) -> None:
+        self.exchange.client_message(answer)
+        await send_to_backend(self._backend.leg, answer.raw)
 
     def _check_require_auth(self, request: Authentication) -> None:
         """What require_auth says, as it holds for the backend's first question."""
@@ -252,7 +296,7 @@ class Challenges:
         elif request.code in methods:
             method = methods[request.code]
         elif request.code == 0 and self.exchange.outcome.challenge is Challenge.NONE:
-            if self._settings.require_auth is None:
+            if self._settings.require_auth is None and self._grant.login is not Login.PASSFILE:
                 return  # whether a proof is there is judged apart
             method = "none"
         else:

@@ -208,6 +208,7 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
         note(plain, backend.sslcrl, "certificate revocation list file")
         note(directories, backend.sslcrldir, "certificate revocation list directory")
         note(keys, backend.sslpassword_file, "password file")
+        note(keys, backend.passfile, "password file")
         if not backend.has_user_certificates:
             note(plain, backend.sslcert, "certificate file")
             note(keys, backend.sslkey, "private key file")

@@ -19,6 +19,7 @@ from OpenSSL import SSL
 from pgtlsproxy.config import Backend, Listener, Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Rules
+from pgtlsproxy.protocol.passfile import Passfile
 from pgtlsproxy.protocol.scram.secrets import Secrets
 from pgtlsproxy.proxy.files import SnapshotFiles, read
 from pgtlsproxy.proxy.issuers import knowing_issuers, with_trusted_issuers
@@ -71,6 +72,7 @@ class BackendSnapshot:
         trust: who vouches for it; None where nothing is verified.
         tls_context: None where no TLS is spoken.
         users: one certificate a user, where sslcert says `{user}`.
+        passfile: the users' passwords, with `login: passfile`.
     """
 
     name: str
@@ -79,6 +81,7 @@ class BackendSnapshot:
     trust: Trust | None
     tls_context: SSL.Context | None = field(repr=False)
     users: UserCertificates | None = field(repr=False, default=None)
+    passfile: Passfile | None = None
 
     async def context_for(self, user: str) -> SSL.Context | None:
         """The context to dial with for a user.
@@ -355,9 +358,16 @@ class _Builder:
             lambda: units.user_certificates(name, settings, trust),
             old.users.trusting(trust) if old and old.users else None,
         )
-        if settings.has_user_certificates and users is None:
+        passfile = self._unit(
+            f"passwords for backend {name}",
+            lambda: units.passfile(name, settings),
+            old.passfile if old else None,
+        )
+        if (settings.has_user_certificates and users is None) or (
+            settings.passfile is not None and passfile is None
+        ):
             return old
-        return BackendSnapshot(name, settings, pair, trust, context, users)
+        return BackendSnapshot(name, settings, pair, trust, context, users, passfile)
 
 
 def restart_warnings(path: str, old: Settings, new: Settings) -> list[Mistake]:

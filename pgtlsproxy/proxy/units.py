@@ -16,6 +16,7 @@ from OpenSSL import SSL
 from pgtlsproxy.config import Backend, Listener
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret
+from pgtlsproxy.protocol.passfile import Passfile, parse_passfile
 from pgtlsproxy.protocol.scram.secrets import Secrets, parse_secrets
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
@@ -216,6 +217,12 @@ class Units:
         except ContextError as error:
             names = {"ssl_ciphers": "ssl_min_protocol_version"}
             raise ConfigError(error.located(f"{self._files.path}: backends.{name}", names)) from None
+
+    def passfile(self, name: str, backend: Backend) -> Passfile | None:
+        """The users' passwords for a backend; None where it has none."""
+        if backend.passfile is None:
+            return None
+        return parse_passfile(backend.passfile, self._key(f"backends.{name}.passfile", backend.passfile))
 
     def _trust(
         self,

@@ -171,7 +171,15 @@ CASES = {
     "cert_no_key": (passthrough(sslcert="x"), BM + "sslkey"),
     "key_no_cert": (passthrough(sslkey="x"), BM + "sslcert"),
     "login_cert_without": (passthrough(login="certificate"), BM + "sslcert"),
-    "login_passfile": (passthrough(login="passfile"), BM + "login", "not in this version"),
+    "login_passfile_without": (passthrough(login="passfile"), BM + "passfile", "is missing"),
+    "passfile_unused": (passthrough(passfile="x"), BM + "passfile", "no effect"),
+    "passfile_shown": (
+        passthrough(
+            login="passfile", passfile="x", sslmode="require", insecure_backend="true", require_auth="md5"
+        ),
+        BM + "require_auth",
+        "told the password",
+    ),
     "login_unknown": (passthrough(login="magic"), BM + "login", "passthrough"),
     "tsa_passthrough": (
         passthrough(target_session_attrs="read-write"),
@@ -328,7 +336,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 LATER = {
     "": "drain_timeout drain_delay max_connections_per_source max_connections_per_user status console reuse_port max_handshakes dns_cache",
     "l": "auth_query proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
-    "b": "sslcert_issuer sslkey_issuer sslcert_lifetime passfile proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
+    "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
 }
 
 

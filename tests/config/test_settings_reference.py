@@ -31,7 +31,7 @@ STAND_INS = {
     "ssl_dh_params_file": "PostgreSQL's, of 2048 bits",
     "unix_socket_group": "the process's",
     "scram_mock_secret_file": "`scram_secrets_file` with `.mock` behind it",
-    "require_auth": "any proof",
+    "require_auth": "any proof; with `login: passfile` `scram-sha-256`",
     "cancel_unknown": "`forward`; from listeners with `databases` `drop`",
     "application_name_add": "`off`",
 }

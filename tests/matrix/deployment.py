@@ -94,12 +94,13 @@ def configuration(
     listeners: dict[str, Any] = {}
     backends: dict[str, Any] = {}
     files = {"pg_ident.conf": PROXY_IDENT, "secrets.txt": secrets_file(servers.cluster)}
+    files["passwords"] = "".join(f"*:*:*:{user}:{password(user)}\n" for user in (USER, ANOTHER))
     for cell in cells:
         name = listener_name(cell)
         if name not in listeners:
             files[f"{name}.hba"] = hba_line(cell.method, cell.listener) + "\n"
             words = {"hba_file": f"{name}.hba", "ident_file": "pg_ident.conf", "backend": _backend_name(cell)}
-            if cell.login is Login.CERTIFICATE_VERIFIERS:
+            if cell.login in {Login.CERTIFICATE_VERIFIERS, Login.PASSFILE}:
                 words["scram_secrets_file"] = "secrets.txt"
             listeners[name] = _listener(cell.listener, certs, servers, len(listeners)) | words
             backends[_backend_name(cell)] = _backend(cell, certs, servers)
@@ -122,6 +123,8 @@ def _listener(listener: Listener, certs: Certs, servers: Servers, number: int) -
 
 def _backend(cell: Cell, certs: Certs, servers: Servers) -> dict[str, Any]:
     words: dict[str, Any] = {"login": "passthrough" if cell.login.is_passthrough else "certificate"}
+    if cell.login is Login.PASSFILE:
+        words = {"login": "passfile", "passfile": "passwords"}
     if cell.login is Login.PASSTHROUGH_OR_NONE:
         words["require_auth"] = "scram-sha-256,none"
     if cell.backend.is_unix:
@@ -131,7 +134,8 @@ def _backend(cell: Cell, certs: Certs, servers: Servers) -> dict[str, Any]:
         return {"host": str(servers.cluster.socket_dir), "port": servers.cluster.port, **words}
     if cell.backend.is_fake:
         words["port"] = servers.fake_port
-    shows_certificate = not cell.login.is_passthrough or cell.backend is Backend.CERT_MAP
+    by_certificate = {Login.CERTIFICATE, Login.CERTIFICATE_VERIFIERS}
+    shows_certificate = cell.login in by_certificate or cell.backend is Backend.CERT_MAP
     make = with_certificate if shows_certificate else passthrough
     return make(servers.cluster, certs, **words)
 

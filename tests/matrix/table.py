@@ -13,7 +13,7 @@ rules alone, which are:
   listed by name, at a Unix socket or a loopback address. A line that asks for a password loads only where the
   listener has the users' verifiers: then the proxy asks, before it dials, and nobody gets further unproved.
 * K3. A backend may ask only what the line and the login foresee, else 57P03 and no byte of the client's goes
-  there: with login certificate nothing at all; for a scram-sha-256 line a whole SCRAM exchange; a password in
+  there: with login certificate nothing at all; with login passfile a whole SCRAM exchange with the proxy; for a scram-sha-256 line a whole SCRAM exchange; a password in
   clear never crosses a client's clear leg from afar; for a password line a whole SCRAM exchange, in which the
   proxy proves what the client has shown it, or the backend's own question for it. A Unix socket's server must run as `requirepeer`.
 * K4. In clear text only loopback, Unix sockets and `plaintext_from` start a session; else 28000.
@@ -36,6 +36,7 @@ class Login(enum.StrEnum):
     PASSTHROUGH_OR_NONE = "passthrough with require_auth scram-sha-256,none"
     CERTIFICATE = "certificate"
     CERTIFICATE_VERIFIERS = "certificate, and the listener has the users' verifiers"
+    PASSFILE = "passfile, and the listener has the users' verifiers"
 
     @property
     def is_passthrough(self) -> bool:
@@ -195,7 +196,7 @@ def is_loadable(cell: Cell) -> bool:
     if cell.login.is_passthrough or not is_reachable(cell.method, cell.listener):
         return True
     return cell.method not in (
-        WITHOUT_PROOF if cell.login is Login.CERTIFICATE_VERIFIERS else WITHOUT_PROOF | BY_PASSWORD
+        WITHOUT_PROOF if cell.login is not Login.CERTIFICATE else WITHOUT_PROOF | BY_PASSWORD
     )
 
 
@@ -235,6 +236,8 @@ def verdict_at_backend(cell: Cell) -> Verdict:
         return Verdict.LET_IN if is_proved_without_challenge(cell) else Verdict.PROXY_28000  # K1
     if cell.backend in {Backend.FAKE_HALF_SCRAM, Backend.FAKE_GSS_CONTINUE, Backend.FAKE_SASL_FINAL}:
         return Verdict.PROXY_57P03  # no exchange goes like this
+    if cell.login is Login.PASSFILE:
+        return Verdict.LET_IN  # its password is right, whatever the client's is
     return {
         Secret.RIGHT: Verdict.LET_IN,
         Secret.WRONG: Verdict.BACKEND_28P01,
@@ -250,6 +253,8 @@ def asks_nothing(backend: Backend) -> bool:
 def may_ask(cell: Cell) -> bool:
     """K3: whether the backend's first message is one that the line and the login foresee."""
     backend = cell.backend
+    if cell.login is Login.PASSFILE:
+        return backend in {Backend.SCRAM, Backend.FAKE_HALF_SCRAM}
     if not cell.login.is_passthrough:
         return asks_nothing(backend)
     if cell.method in BY_SCRAM:
@@ -294,7 +299,7 @@ def _main_cells() -> Iterator[Cell]:
     logins = (Login.PASSTHROUGH, Login.CERTIFICATE)
     everything = product(logins, Method, SHOWN_AT, BACKENDS)
     asked_here = product(
-        [Login.CERTIFICATE_VERIFIERS],
+        [Login.CERTIFICATE_VERIFIERS, Login.PASSFILE],
         (Method.TRUST, Method.SCRAM, Method.SCRAM_VERIFY_FULL, Method.PASSWORD),
         SHOWN_AT,
         BACKENDS,
@@ -308,7 +313,7 @@ def _main_cells() -> Iterator[Cell]:
 
 def _cells_from_afar() -> Iterator[Cell]:
     """K4: clear text from beyond this host."""
-    logins = (Login.PASSTHROUGH, Login.CERTIFICATE, Login.CERTIFICATE_VERIFIERS)
+    logins = (Login.PASSTHROUGH, Login.CERTIFICATE, Login.CERTIFICATE_VERIFIERS, Login.PASSFILE)
     methods = (Method.TRUST, Method.TRUST_LITERAL, Method.CERT, Method.SCRAM, Method.PASSWORD)
     listeners = (Listener.AFAR, Listener.LISTED)
     for login, method, listener, backend in product(logins, methods, listeners, BACKENDS):
@@ -325,7 +330,7 @@ def _require_auth_cells() -> Iterator[Cell]:
 
 def _opening_cells() -> Iterator[Cell]:
     """K3: a server that is not the right one, and fakes that open with every message there is."""
-    logins = (Login.PASSTHROUGH, Login.CERTIFICATE, Login.CERTIFICATE_VERIFIERS)
+    logins = (Login.PASSTHROUGH, Login.CERTIFICATE, Login.CERTIFICATE_VERIFIERS, Login.PASSFILE)
     backends = [backend for backend in Backend if backend.is_fake or backend is Backend.IMPOSTOR]
     lines = (
         (Method.TRUST, Listener.TLS, Shown.NOTHING),

@@ -59,7 +59,8 @@ RED = {
         Verdict.LET_IN,
     ),
     "k3_requirepeer": (
-        lambda c: c.method is Method.PEER_MAP and c.listener is Listener.UNIX and c.backend is Backend.IMPOSTOR,
+        lambda c: c.method is Method.PEER_MAP and c.listener is Listener.UNIX and c.backend is Backend.IMPOSTOR
+        and c.login is not Login.PASSFILE,  # of which SCRAM is asked, too
         Verdict.LET_IN,
     ),
     "k4": (

@@ -72,11 +72,19 @@ def test_the_proxys_certificate_must_be_enough(method: Method, client: ClientLeg
     assert opening(Login.CERTIFICATE, method, client) == only(_0=F)
 
 
+@pytest.mark.parametrize("client", list(ClientLeg))
+@pytest.mark.parametrize("method", [*ASKING, Method.SCRAM_SHA_256, Method.PASSWORD])
+def test_with_a_password_of_its_own_the_proxy_answers_whatever_the_clients_leg_is(
+    method: Method, client: ClientLeg
+) -> None:
+    """require_auth narrows it down; what the backend asks does not reach the client."""
+    assert opening(Login.PASSFILE, method, client) == only(_0=F, _3=R, _5=R, _10=R)
+    assert judge(Login.PASSFILE, method, 10, ("OAUTHBEARER",), client).action is Action.REFUSE
+
+
 @pytest.mark.parametrize(
     ("login", "method"),
     [
-        (Login.PASSFILE, Method.TRUST),
-        (Login.PASSFILE, Method.CERT),
         (Login.PASSTHROUGH, Method.REJECT),
         *((login, method) for login in (Login.CERTIFICATE, Login.PASSFILE) for method in DEMANDS),
     ],

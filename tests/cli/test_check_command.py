@@ -135,11 +135,11 @@ def test_all_mistakes_are_reported_at_once(certs, proxy, command_line):
         {"a": with_tls(certs, nonsense=1), "b": in_clear(hba_file="bad_hba.conf")},
         primary={**with_password_backend(certs), "port": 99999},
     )
-    path = proxy.write(wrong, HBA | {"bad_hba.conf": "hots all all all trust\nhost all all all password\n"})
+    path = proxy.write(wrong, HBA | {"bad_hba.conf": "hots all all all trust\nhost all all all sspi\n"})
     assert command_line("check", "-c", str(path)).stderr.count("error:") == 2
     wrong["listeners"]["a"].pop("nonsense")
     wrong["backends"]["primary"]["port"] = 5432
-    path = proxy.write(wrong, HBA | {"bad_hba.conf": "hots all all all trust\nhost all all all password\n"})
+    path = proxy.write(wrong, HBA | {"bad_hba.conf": "hots all all all trust\nhost all all all sspi\n"})
     result = command_line("check", "-c", str(path))
     assert "bad_hba.conf:1" in result.stderr
     assert "bad_hba.conf:2" in result.stderr

@@ -257,7 +257,7 @@ def test_our_options_are_among_the_options(certs, proxy, command_line):
 def test_the_rules_of_files_with_mistakes_are_printed_with_them(certs, proxy, command_line):
     path = proxy.write(
         config({"a": with_tls(certs, ident_file="nowhere")}, primary=passthrough(NoServer, certs)),
-        {"pg_hba.conf": "hostssl all all all cert\nhots all all all trust\nhost all all all password\n"},
+        {"pg_hba.conf": "hostssl all all all cert\nhots all all all trust\nhost all all all sspi\n"},
     )
     done = command_line("check", "-c", path, "--rules", "--json")
     assert done.returncode == 1

@@ -334,7 +334,7 @@ def test_of_several_listeners_one_has_to_be_named(written, capsys):
 
 
 def test_what_is_wrong_with_the_configuration_is_said_as_by_check(written, command_line):
-    path = written("hostssl all all all cert\nhots all all all trust\nhost all all all password\n")
+    path = written("hostssl all all all cert\nhots all all all trust\nhost all all all sspi\n")
     checked = command_line("check", "-c", path)
     options = ("explain", "-c", path, "--user", "alice", "--address", "10.0.0.1")
     plain, machine = command_line(*options), command_line(*options, "--json")

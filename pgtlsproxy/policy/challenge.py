@@ -213,7 +213,9 @@ def allows(login: Login, method: Method, challenge: Challenge) -> bool:
     if method is Method.OAUTH:
         return challenge is Challenge.OTHER_SASL
     return challenge is not Challenge.OTHER_SASL or method not in {
-        Method.SCRAM_SHA_256, Method.PASSWORD, Method.MD5
+        Method.SCRAM_SHA_256,
+        Method.PASSWORD,
+        Method.MD5,
     }
 
 

@@ -15,8 +15,8 @@ import trio
 
 from pgtlsproxy.config import Backend
 from pgtlsproxy.errors import BackendMisbehaved, BackendUnavailable
-from pgtlsproxy.identity import Secret, printable
-from pgtlsproxy.protocol.backend import Challenge, LoginExchange, encode_initial_response
+from pgtlsproxy.identity import Challenge, Secret, printable
+from pgtlsproxy.protocol.backend import LoginExchange, encode_initial_response
 from pgtlsproxy.protocol.messages import (
     Authentication,
     Message,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import stringprep
 import unicodedata
+from itertools import groupby
 
 
 def saslprep(password: bytes) -> bytes:
@@ -34,7 +35,21 @@ def saslprep(password: bytes) -> bytes:
     mapped = "".join(map(_mapped, text))
     if not mapped or any(map(_is_prohibited, mapped)) or not _keeps_direction(mapped):
         return password
-    return unicodedata.normalize("NFKC", mapped).encode("utf-8")
+    return _normalized(mapped).encode("utf-8")
+
+
+def _normalized(text: str) -> str:
+    """NFKC, in a time that grows with the length alone, whatever the text is.
+
+    Python puts a row of combining marks into canonical order by insertion, while no other thread runs: a
+    password of 64 kB, which anybody can send, took it a second. Here they are in order before it begins.
+    """
+    decomposed = "".join(unicodedata.normalize("NFKD", character) for character in text)
+    ordered = (
+        "".join(sorted(row, key=unicodedata.combining) if is_marks else row)
+        for is_marks, row in groupby(decomposed, lambda each: unicodedata.combining(each) != 0)
+    )
+    return unicodedata.normalize("NFC", "".join(ordered))
 
 
 def _mapped(character: str) -> str:

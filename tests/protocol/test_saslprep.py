@@ -1,6 +1,9 @@
 """SASLprep against PostgreSQL's own, which is asked by what it stores for a password."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -94,6 +97,25 @@ def test_a_password_that_cannot_be_prepared_is_used_as_it_is(password: bytes) ->
     assert saslprep(password) == password
 
 
+def test_a_row_of_marks_is_in_order_before_python_would_sort_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sorts by insertion, with no other thread running: 64 kB of a stranger's marks stopped all for a second."""
+    given_texts: list[str] = []
+
+    def normalize(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
+        given_texts.append(text)
+        return real(form, text)
+
+    real = unicodedata.normalize
+    monkeypatch.setattr(unicodedata, "normalize", normalize)
+    above, below = "\u0301", "\u0323"
+    expected = "\u1ea1" + below * 15_999 + above * 16_000
+    assert saslprep(("a" + (above + below) * 16_000).encode()) == expected.encode()
+    assert given_texts
+    for text in given_texts:
+        classes = list(map(unicodedata.combining, text))
+        assert len(text) == 1 or all(after == 0 or before <= after for before, after in pairwise(classes))
+
+
 @pytest.fixture(scope="module")
 def cluster(certs: Certs) -> Iterator[Cluster]:
     with scram_cluster(certs) as cluster:
@@ -123,7 +145,14 @@ def assert_same(cluster: Cluster, passwords: Sequence[bytes]) -> None:
 
 def test_chosen_passwords_have_postgresqls_verifier(cluster: Cluster) -> None:
     texts = [password for password, _ in PREPARED] + LEFT_ALONE
-    long = ["x" * 5000, "\u00e9" * 3000, "a\u0300\u0315" * 700, ALEF * 900, "\ufdfa" * 500]
+    long = [
+        "x" * 5000,
+        "\u00e9" * 3000,
+        "a\u0300\u0315" * 700,
+        ALEF * 900,
+        "\ufdfa" * 500,
+        "a" + "\u0301\u0323\u0315" * 700,
+    ]
     singles = [chr(code) + SOFT_HYPHEN for code in range(0x80, 0x3100, 7)]
     assert_same(cluster, [text.encode() for text in texts + long + singles] + NOT_UTF8)
 

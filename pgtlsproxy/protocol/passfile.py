@@ -107,7 +107,7 @@ def _split(text: str) -> list[str]:
 
 
 def _plain(field: str) -> str:
-    """A field without its escapes: a backslash goes, and what follows it stays."""
+    """A field without its escapes: a backslash goes, and what follows it stays. One at the end stays."""
     plain, is_escaped = [], False
     for character in field:
         if character == "\\" and not is_escaped:
@@ -115,4 +115,4 @@ def _plain(field: str) -> str:
         else:
             plain.append(character)
             is_escaped = False
-    return "".join(plain)
+    return "".join(plain) + ("\\" if is_escaped else "")

@@ -44,6 +44,7 @@ CASES = {
     "a star with more": ("h:5432:d*:u:no", None),
     "escapes": ("h:5432:d:u:a\\:b\\\\c", b"a:b\\c"),
     "a needless escape": ("\\h:5432:d:u:\\p", b"p"),
+    "a backslash at the end": ("h:5432:d:u:yes\\", b"yes\\"),
     "carriage returns": ("h:5432:d:u:yes\r\n", b"yes"),
     "blanks belong to the password": ("h:5432:d:u: yes ", b" yes "),
     "an empty file": ("", None),

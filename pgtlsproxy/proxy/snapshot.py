@@ -24,6 +24,7 @@ from pgtlsproxy.protocol.scram.secrets import Secrets
 from pgtlsproxy.proxy.files import SnapshotFiles, read
 from pgtlsproxy.proxy.issuers import knowing_issuers, with_trusted_issuers
 from pgtlsproxy.proxy.policies import make_rules
+from pgtlsproxy.proxy.restarts import restart_warnings
 from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
 from pgtlsproxy.strict_yaml import show_path
@@ -158,11 +159,7 @@ def build(files: SnapshotFiles, in_service: Snapshot | None) -> Reloaded:
 
 
 _Policy = tuple[Listener, Rules, Mapping[str, BackendSnapshot]]
-
-
 _TLS = tuple[KeyPair | None, Trust | None, SSL.Context | None, TLSOptions | None]
-
-
 _NO_TLS: Final[_TLS] = (None, None, None, None)
 
 
@@ -226,19 +223,23 @@ class _Builder:
         tls = self._listener_tls(name, settings, old) if settings.ssl else _NO_TLS
         trust = None if tls is None else tls[1]
         kept_policy = self._kept_policy(old, trust) if old else None
-        if self._files.settings is None:
-            policy = kept_policy  # a YAML file that cannot be used moves no policy
-        else:
-            policy = self._unit(
-                f"policy of listener {name}", lambda: self._policy(name, settings, trust), kept_policy
-            )
         secrets = self._unit(
             f"SCRAM secrets of listener {name}",
             lambda: self._units.secrets(name, settings),
             old.secrets if old else None,
         )
+        if self._files.settings is None:
+            policy = kept_policy  # a YAML file that cannot be used moves no policy
+        else:
+            policy = self._unit(
+                f"policy of listener {name}",
+                lambda: self._policy(name, settings, trust, secrets),
+                kept_policy,
+            )
         if policy is None or tls is None or (settings.scram_secrets_file is not None and secrets is None):
             return None
+        if old is not None and policy is kept_policy:
+            secrets = _secrets_of_kept_policy(old, settings, secrets)
         kept_settings, rules, backends = policy
         pair, trust, context, options = tls
         return ListenerSnapshot(name, kept_settings, rules, backends, pair, trust, context, options, secrets)
@@ -303,7 +304,9 @@ class _Builder:
         users = old.users.trusting(trust) if old.users is not None else None
         return replace(old, trust=trust, tls_context=context, users=users)
 
-    def _policy(self, name: str, settings: Listener, trust: Trust | None) -> _Policy | None:
+    def _policy(
+        self, name: str, settings: Listener, trust: Trust | None, secrets: Secrets | None
+    ) -> _Policy | None:
         """A policy, with the very backends that it was judged against; None at start where one is missing."""
         rules = make_rules(self._files, name, settings, self._warnings.append)
         rules = with_trusted_issuers(rules, trust)
@@ -318,6 +321,9 @@ class _Builder:
                 place = f"{self._files.path}: {show_path(('listeners', name, *key))}"
                 raise ConfigError([Mistake(place, problem)])
             backends[wanted_name] = backend
+        if self._old is not None and _lacks_mock_secret(secrets, backends):
+            place = f"{self._files.path}: listeners.{name}.scram_mock_secret_file"
+            raise ConfigError([Mistake(place, "does not load, and the policy needs it")])
         return settings, rules, backends
 
     def _kept_policy(self, old: ListenerSnapshot, trust: Trust | None) -> _Policy:
@@ -370,29 +376,24 @@ class _Builder:
         return BackendSnapshot(name, settings, pair, trust, context, users, passfile)
 
 
-def restart_warnings(path: str, old: Settings, new: Settings) -> list[Mistake]:
-    """What has changed and takes effect at the next start only."""
-    what = "changed; this takes effect at the next start"
-    warnings = [
-        Mistake(f"{path}: listeners.{name}", "is new; it is listened on from the next start on")
-        for name in new.listeners.keys() - old.listeners.keys()
-    ]
-    warnings += [
-        Mistake(
-            f"{path}: listeners.{name}",
-            "was removed; its clients are refused, and its address is free at the next start",
-        )
-        for name in old.listeners.keys() - new.listeners.keys()
-    ]
-    for name in old.listeners.keys() & new.listeners.keys():
-        warnings += [
-            Mistake(f"{path}: listeners.{name}.{key}", what)
-            for key in ("listen", "unix_socket_permissions", "unix_socket_group")
-            if getattr(old.listeners[name], key) != getattr(new.listeners[name], key)
-        ]
-    warnings += [
-        Mistake(f"{path}: {key}", what)
-        for key in ("log", "workers")
-        if getattr(old, key) != getattr(new, key)
-    ]
-    return warnings
+def _lacks_mock_secret(secrets: Secrets | None, backends: Mapping[str, BackendSnapshot]) -> bool:
+    """Whether users without a verifier would show, for the proxy asks for passwords and cannot ask them."""
+    asks = any(backend.settings.login != "passthrough" for backend in backends.values())
+    return asks and secrets is not None and secrets.mock_secret is None
+
+
+def _secrets_of_kept_policy(
+    old: ListenerSnapshot, settings: Listener, newest: Secrets | None
+) -> Secrets | None:
+    """The verifiers of a policy that stays in service: the newest of its own file, with its mock secret.
+
+    Args:
+        old: the listener in service.
+        settings: what was to take its place.
+        newest: the verifiers for those.
+    """
+    if newest is None or settings.scram_secrets_file != old.settings.scram_secrets_file:
+        return old.secrets
+    if newest.mock_secret is None and old.secrets is not None:
+        return replace(newest, mock_secret=old.secrets.mock_secret)
+    return newest

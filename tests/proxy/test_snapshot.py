@@ -6,8 +6,10 @@ import pytest
 
 from pgtlsproxy import pki
 from pgtlsproxy.errors import ConfigError, Mistake
+from pgtlsproxy.identity import Secret
+from pgtlsproxy.protocol.scram.keys import Verifier
 from pgtlsproxy.proxy import files
-from pgtlsproxy.proxy.snapshot import Snapshot, load, reload
+from pgtlsproxy.proxy.snapshot import Reloaded, Snapshot, build, load, reload
 from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.tls import contexts
 from pgtlsproxy.tls.contexts import ContextError
@@ -25,6 +27,12 @@ backends:
   users: {host: localhost, sslrootcert: ca.crt, sslcert: "{user}.crt", sslkey: "{user}.key", sslpassword: secret,
           login: certificate}
 """
+
+PASSFILE = "passfile, passfile: passwords"
+ASKING = YAML.replace("backend: shared", "scram_secrets_file: secrets.txt, backend: shared").replace(
+    "passthrough", PASSFILE
+)
+VERIFIER = Verifier.make(Secret(b"pencil"), bytes(16), 1)
 
 
 @pytest.fixture
@@ -149,3 +157,60 @@ def test_a_policy_whose_databases_lead_to_a_backend_that_does_not_load_is_not_ta
     taken = reload(in_service).snapshot.listeners["u"]
     assert list(taken.backends) == ["users", "shared"]
     assert taken.rules.databases.others is None
+
+
+@pytest.fixture
+def with_secrets(in_service: Snapshot) -> Snapshot:
+    """Listener a asks for passwords itself, and alice has one."""
+    folder = Path(in_service.path).parent
+    for name in ("secrets.txt", "passwords"):
+        (folder / name).touch(mode=0o600)
+    (folder / "secrets.txt").write_text(f'"alice" "{VERIFIER.text()}"\n')
+    (folder / "passwords").write_text("*:*:*:alice:secret\n")
+    (folder / "pgtlsproxy.yaml").write_text(ASKING)
+    return build(files.read(in_service.path, serves=True), None).snapshot
+
+
+def taken(in_service: Snapshot, text: str) -> Reloaded:
+    Path(in_service.path).write_text(text)
+    return build(files.read(in_service.path, in_service=in_service.settings, serves=True), in_service)
+
+
+BROKEN_POLICY = {
+    "the secrets are named no more": ASKING.replace("scram_secrets_file: secrets.txt, ", ""),
+    "the proxy would ask nobody any more": ASKING.replace(PASSFILE, "passthrough"),
+    "another file": ASKING.replace("secrets.txt", "passwords"),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN_POLICY.values(), ids=BROKEN_POLICY)
+def test_a_policy_that_stays_keeps_the_secrets_that_it_needs(with_secrets: Snapshot, text: str) -> None:
+    Path(with_secrets.path).with_name("pg_hba.conf").write_text("nonsense\n")
+    result = taken(with_secrets, text)
+    assert "policy of listener a" in result.kept
+    before, now = (each.listeners["a"].secrets for each in (with_secrets, result.snapshot))
+    assert now == before
+    assert now is not None
+    assert now.mock_secret is not None
+
+
+def test_a_policy_that_stays_has_the_newest_lines_of_its_file(with_secrets: Snapshot) -> None:
+    Path(with_secrets.path).with_name("pg_hba.conf").write_text("nonsense\n")
+    Path(with_secrets.path).with_name("secrets.txt").write_text("")
+    now = taken(with_secrets, ASKING).snapshot.listeners["a"].secrets
+    assert now is not None
+    assert now.by_user == {}
+
+
+def test_a_policy_that_needs_a_mock_secret_waits_for_it(with_secrets: Snapshot) -> None:
+    """Without one, users who are not listed could not even be asked, and would show."""
+    path = Path(with_secrets.path)
+    path.write_text(ASKING.replace(PASSFILE, "passthrough"))
+    before = build(files.read(str(path), serves=True), None).snapshot
+    result = taken(before, ASKING.replace("scram_secrets", "scram_mock_secret_file: ., scram_secrets"))
+    assert {"SCRAM secrets of listener a", "policy of listener a"} <= set(result.kept)
+    assert f"{path}: listeners.a.scram_mock_secret_file: does not load, and the policy needs it" in {
+        str(mistake) for mistake in result.mistakes
+    }
+    (backend,) = result.snapshot.listeners["a"].backends.values()
+    assert backend.settings.login == "passthrough"

@@ -75,12 +75,25 @@ async def prove(
         raise Unproven(f"{grant.hba} needs the users' verifiers, and the listener has none")
     asking = _Asking(negotiated, grant, client, verifiers)
     if ProofKind.SCRAM in grant.accepts:
-        await asking.for_scram()
-        return asking.proved(ProofKind.SCRAM)
+        return asking.proved(ProofKind.SCRAM, await asking.for_scram())
     if ProofKind.PASSWORD in grant.accepts:
-        await asking.for_password()
-        return asking.proved(ProofKind.PASSWORD)
+        return asking.proved(ProofKind.PASSWORD, await asking.for_password())
     raise Unproven(f"{grant.hba}: nothing that the proxy can ask for proves the user")
+
+
+def require_still_good(proved: Proved, user: str, verifiers: Verifiers) -> None:
+    """Hold a password that was good when the client was asked against the verifiers of now.
+
+    Args:
+        proved: the client.
+        user: of the StartupMessage.
+        verifiers: where the users' verifiers are found.
+
+    Raises:
+        WrongProof: the user has another verifier, or none any more.
+    """
+    if proved.verifier is not None and verifiers.fresh(user) != proved.verifier:
+        raise WrongProof(user, f"the password was good, and is not by the newest {verifiers.where(user)}")
 
 
 def greeting(negotiated: Negotiated, grant: Grant) -> bytes:
@@ -116,7 +129,7 @@ class _Asking:
         is_scram = ProofKind.SCRAM in grant.accepts
         self._reader = client_reader(lambda: "SASL" if is_scram else "password")
 
-    async def for_scram(self) -> None:
+    async def for_scram(self) -> Verifier:
         """Both sides prove to each other that they know the password, or its verifier."""
         end_point = client_end_point(self._negotiated)
         await self._say(greeting(self._negotiated, self._grant) + encode_sasl_mechanisms(offered(end_point)))
@@ -129,20 +142,24 @@ class _Asking:
         await self._say(encode_authentication(11, asked.server_first))
         server_final = asked.verify((await self._read_scram()).body, self._grant.user)
         await self._say(encode_authentication(12, server_final))
+        return verifier
 
-    async def for_password(self) -> None:
+    async def for_password(self) -> Verifier:
         """The client sends its password in clear, which nobody on the path can read."""
         address = self._negotiated.accepted.address
         if not (self._negotiated.leg.is_tls or address.is_local):
             raise Unproven(f"{self._grant.hba} asks for a password in clear, and the client's leg is clear")
         await self._say(greeting(self._negotiated, self._grant) + ASK_FOR_PASSWORD)
         password = parse_password((await self._read()).body)
-        if not await check_password(password, self._verifiers.for_challenge(self._grant.user)):
+        verifier = self._verifiers.for_challenge(self._grant.user)
+        if not await check_password(password, verifier):
             raise WrongProof(self._grant.user, "the password is wrong")
+        return verifier
 
-    def proved(self, kind: ProofKind) -> Proved:
+    def proved(self, kind: ProofKind, verifier: Verifier) -> Proved:
         user = self._grant.user
-        return Proved(Proof(kind, user, user), was_asked=True, unread=self._reader.take_unread())
+        unread = self._reader.take_unread()
+        return Proved(Proof(kind, user, user), was_asked=True, unread=unread, verifier=verifier)
 
     async def _say(self, data: bytes) -> None:
         await self._client.send(data)

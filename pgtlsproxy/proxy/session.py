@@ -36,7 +36,7 @@ from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
 from pgtlsproxy.proxy.login import WrongSessionAttributes, log_in
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
-from pgtlsproxy.proxy.prove import prove
+from pgtlsproxy.proxy.prove import prove, require_still_good
 from pgtlsproxy.proxy.relay import Traffic
 from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.snapshot import Snapshot
@@ -124,6 +124,8 @@ async def _log_in(
 
     async def admit(proof: Proof, standing: Standing = standing) -> Standing:
         services.admission.check_open()
+        if proved is not None and verifiers is not None:
+            require_still_good(proved, grant.user, verifiers)
         return await keep_up(standing, negotiated.leg, proof, services)
 
     while True:

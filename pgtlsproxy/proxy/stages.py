@@ -15,6 +15,7 @@ from cryptography import x509
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, Proof, Secret
 from pgtlsproxy.policy.access import AccessRequest, Grant
 from pgtlsproxy.protocol.messages import Message, MessageReader
+from pgtlsproxy.protocol.scram.keys import Verifier
 from pgtlsproxy.protocol.startup import StartupMessage
 from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot, Snapshot
 from pgtlsproxy.tls.stream import Leg
@@ -72,11 +73,13 @@ class Proved:
         proof: by what.
         was_asked: whether it was asked for something, and so has heard how the login begins.
         unread: what it has sent behind its answers.
+        verifier: what its password was held against; None where it was not asked for one.
     """
 
     proof: Proof
     was_asked: bool = False
     unread: bytes = field(default=b"", repr=False)
+    verifier: Verifier | None = None
 
 
 @dataclass(frozen=True, slots=True)

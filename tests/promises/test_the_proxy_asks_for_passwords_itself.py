@@ -21,6 +21,8 @@ from fixtures.scram_secrets import secrets_file
 from fixtures.scram_servers import end_point
 from fixtures.shared_proxy import refusal_of
 from fixtures.wire import WireClient
+from pgtlsproxy.identity import Secret
+from pgtlsproxy.protocol.scram.keys import Verifier
 
 FILES = {
     "pg_hba.conf": "host all all all scram-sha-256\n",
@@ -222,3 +224,31 @@ def test_a_place_where_the_mock_secret_cannot_be_made_is_named(proxy, cluster, c
     assert failed.returncode == 1
     assert "could not be made: No such file or directory" in failed.stderr
     assert "scram_mock_secret_file" in failed.stderr
+
+
+@pytest.mark.parametrize("listed", ["", "another"])
+@pytest.mark.parametrize("method", ["scram-sha-256", "password"])
+def test_a_password_that_a_reload_has_withdrawn_meanwhile_lets_nobody_in(
+    proxy, cluster, certs, method, listed
+):
+    """Whoever stalls in a login keeps nothing by it, as with a certificate that is revoked meanwhile."""
+    running = proxy(
+        config({"l": in_clear(scram_secrets_file="secrets.txt")}, primary=with_certificate(cluster, certs)),
+        {"pg_hba.conf": f"host all all all {method}\n", "secrets.txt": secrets(cluster)},
+    )
+    with WireClient(("127.0.0.1", running.port("l"))) as client:
+        client.send(wire.startup(user="alice", database="alice"))
+        opening = client.read_message()
+        other = Verifier.make(Secret(b"another"), bytes(16)).text()
+        running.config.with_name("secrets.txt").write_text(f'"alice" "{other}"\n' if listed else "")
+        assert running.reload()["event"] == "reloaded"
+        if method == "password":
+            client.send(wire.message(b"p", password("alice").encode() + b"\0"))
+        else:
+            wire.prove(client, password("alice"), opening=opening)
+        refused = client.read_message()
+        assert (refused.kind, refused.fields["C"]) == (b"E", "28P01")
+        assert client.read_to_end() == b""
+    reason = refusal_of(running, client)["reason"]
+    assert "the password was good, and is not by the newest " in reason
+    assert "secrets.txt" in reason

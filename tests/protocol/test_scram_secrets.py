@@ -80,6 +80,8 @@ WRONG = {
     "no name": (f'"" "{TEXT}"', "name is empty"),
     "an MD5 secret": ('"alice" "md5' + "a" * 32 + '"', "MD5 secret"),
     "a password": ('"alice" "hunter2"', "cannot be used: not of the form SCRAM-SHA-256"),
+    "a secret before the name": (f'"{TEXT}" "alice"', "the name comes first"),
+    "an MD5 secret before the name": ('"md5' + "a" * 32 + '" "alice"', "the name comes first"),
     "too many iterations": (f'"alice" "{TEXT.replace("$1:", "$1000001:")}"', "1000001 iterations; expected 1 to 1000000"),
     "a time without a zone": (f'"alice" "{TEXT}" "2027-01-01 00:00:00"', "is no expiry"),
     "no time": (f'"alice" "{TEXT}" "tomorrow"', "is no expiry"),

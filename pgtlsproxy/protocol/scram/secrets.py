@@ -212,6 +212,8 @@ def _parse_line(line: str, number: int) -> tuple[str, Listed]:
     user, secret, expiry = (None if each is None else each.replace('""', '"') for each in fields.groups())
     if not user or secret is None:
         raise _LineError("the user's name is empty")
+    if user.startswith("SCRAM-SHA-256$") or _MD5.fullmatch(user):
+        raise _LineError("a secret stands where the user's name has to; the name comes first")
     if _MD5.fullmatch(secret):
         raise _LineError(
             f'user "{printable(user)}" has an MD5 secret, with which SCRAM cannot be checked: set the '

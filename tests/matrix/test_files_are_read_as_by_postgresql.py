@@ -134,7 +134,6 @@ STRICTER = {
     'host all all "" trust': "invalid host name",
     'host all all "a b" trust': "invalid host name",
     "hostssl all all all cert map=": "is empty",
-    "host all all all password": "use scram-sha-256",
     "host all all all ident": "use peer",
     r"host all /^(a)\1$ all trust": "the escape",
     "host all /(?i)a all trust": "are not in this version",

@@ -45,6 +45,11 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "verdicts": Campaign(
         "PGTLSPROXY_VERDICTS", 5_000, ("tests/matrix/test_every_verdict_is_postgresqls.py",)
     ),
+    "idle": Campaign(
+        "PGTLSPROXY_IDLE",
+        5_000,
+        ("tests/promises/test_thousands_of_idle_sessions_cost_memory_alone.py",),
+    ),
     "floods": Campaign(
         "PGTLSPROXY_FLOOD",
         200_000,

@@ -163,7 +163,7 @@ class DeadlineMissed(ProxyError):
 
 
 class ShuttingDown(ProxyError):
-    """The proxy ends."""
+    """The proxy ends, or what the client came to is gone."""
 
     kind = ErrorKind.SHUTDOWN
     sqlstate = "57P01"

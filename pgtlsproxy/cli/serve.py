@@ -15,8 +15,12 @@ from pgtlsproxy.errors import ConfigError
 def serve(path: str) -> int:
     """Run the proxy until SIGTERM or SIGINT; SIGHUP reloads the configuration.
 
+    Told to end, it accepts no more, ends idle sessions, and lets transactions end within
+    drain_timeout. Told again, it ends at once.
+
     Events go to stderr, one a line. Exit status: 0 ended as told, 1 the configuration cannot be used
-    or an address is taken, 70 a bug, or no worker starts.
+    or an address is taken, 3 ended as told, and sessions were cut that were not idle, 70 a bug, or no
+    worker starts.
 
     \b
     Example:

@@ -68,8 +68,6 @@ class General(Model):
 
     not_in_this_version: ClassVar[frozenset[str]] = frozenset(
         {
-            "drain_delay",
-            "drain_timeout",
             "max_connections_per_source",
             "max_connections_per_user",
             "max_handshakes",
@@ -85,6 +83,12 @@ class General(Model):
 
     reload_interval: Annotated[float, BeforeValidator(_never)] = 0.0
     """Seconds between looks at the files; 0 to reload on SIGHUP alone. Ours."""
+
+    drain_delay: Annotated[Seconds, AfterValidator(in_range(0, 3600))] = 0.0
+    """Seconds for which connections are still accepted behind SIGTERM. Ours."""
+
+    drain_timeout: Annotated[Seconds, AfterValidator(in_range(0, 86_400))] = 30.0
+    """Seconds that transactions may go on for behind that. Ours."""
 
     authentication_timeout: Annotated[Seconds, AfterValidator(in_range(1, 600))] = 60.0
     """Seconds from accept to the backend's ReadyForQuery. postgresql.conf's, with its range."""

@@ -8,6 +8,7 @@ one until its end, and who finds none left is told so. Both are limits over all 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,15 +33,25 @@ class Admission:
         self.slot = slot
         self._displace_at = displace_at
         self._unproven: dict[Seat, None] = {}
-        self._is_closed = False
+        self._entering: set[Seat] = set()
+        self._closed = ""
 
     def seat(self, limits: Settings) -> Seat:
         """Count a connection that has just been accepted. Its seat is the caller's to leave."""
         return Seat(self, limits)
 
-    def close(self) -> None:
-        """Let nobody in any more."""
-        self._is_closed = True
+    def close(self, why: str) -> None:
+        """Let nobody in any more.
+
+        Args:
+            why: for the log.
+        """
+        self._closed = why
+
+    def turn_away(self) -> None:
+        """End the logins that are under way, once nobody is let in any more."""
+        for seat in self._entering:
+            seat.turn_away(self._closed)
 
     def check_open(self) -> None:
         """Judge whether a login that has just ended may become a session.
@@ -48,8 +59,16 @@ class Admission:
         Raises:
             ShuttingDown: nobody may.
         """
-        if self._is_closed:
-            raise ShuttingDown("the worker is replaced, for it could not take the newest configuration")
+        if self._closed:
+            raise ShuttingDown(self._closed)
+
+    def enter(self, seat: Seat) -> None:
+        """Note a connection that has not been let in yet."""
+        self._entering.add(seat)
+
+    def leave_entrance(self, seat: Seat) -> None:
+        """Note that it has been, or never will."""
+        self._entering.discard(seat)
 
     def add_unproven(self, seat: Seat, limit: int) -> None:
         """Count a connection that nobody has proved; where it is one too many, the oldest goes."""
@@ -100,6 +119,7 @@ class Seat:
         self._limits = limits
         self._has_session = False
         self._is_displaced = False
+        self._turned_away = ""
         self._missed = ""
 
     @contextmanager
@@ -108,6 +128,7 @@ class Seat:
 
         Raises:
             Displaced: they have, or so many connections are open that this one is not even listened to.
+            ShuttingDown: it was turned away.
             DeadlineMissed: what is due by `must_be_over_by` was not over.
         """
         limit = self._limits.pending_limit
@@ -115,11 +136,15 @@ class Seat:
         if self._admission.slot.total(Count.CONNECTIONS) > most:
             raise Displaced(f"{most} connections are open: no more are listened to (max_connections)")
         self._admission.add_unproven(self, limit)
+        self._admission.enter(self)
         try:
             with self._scope:
                 yield
         finally:
+            self._admission.leave_entrance(self)
             self.proved()
+        if self._turned_away and self._scope.cancelled_caught:
+            raise ShuttingDown(self._turned_away)
         if self._is_displaced and self._scope.cancelled_caught:
             raise Displaced(
                 f"younger connections took its place: {limit} unproven ones may be open (max_pending)"
@@ -141,6 +166,12 @@ class Seat:
         """End it in favour of younger ones."""
         self._is_displaced = True
         self._scope.cancel()
+
+    def turn_away(self, why: str) -> None:
+        """End it, for nobody is let in any more; a CancelRequest is passed on all the same."""
+        if self._scope.deadline != math.inf:
+            self._turned_away = why
+            self._scope.cancel()
 
     def proved(self) -> None:
         """Somebody has proved the client, or it has gone: nobody displaces it any more."""

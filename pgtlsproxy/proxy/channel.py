@@ -8,6 +8,7 @@ network's bytes are, and the supervisor takes no object from it.
 from __future__ import annotations
 
 import array
+import contextlib
 import io
 import json
 import pickle
@@ -120,7 +121,14 @@ class Serve:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Accept no more, let nobody in any more, and end with the last session."""
+    """Accept no more, let nobody in any more, and end with the last session.
+
+    Args:
+        seconds: how long transactions may go on; sessions that are idle, logins and dials end at once. None
+            to let everybody be who is there, for the proxy goes on.
+    """
+
+    seconds: float | None
 
 
 Order = Welcome | Build | Swap | Serve | Drain
@@ -281,6 +289,12 @@ class Orders:
             answers.append(_answer(bytes(self._received[_LENGTH.size : _LENGTH.size + length])))
             del self._received[: _LENGTH.size + length]
         return answers
+
+    def end(self) -> None:
+        """Say nothing more: the worker ends, and its answers are heard until it has."""
+        self._unsent.clear()
+        with contextlib.suppress(OSError):  # it has
+            self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close it: the worker ends."""

@@ -25,7 +25,7 @@ from pgtlsproxy.tls.raw_tls import raw_leg
 STOP_SECONDS: Final = 5.0
 """How long the thread may take to end. It never waits for a peer, so it takes a millisecond."""
 
-CUT: Final = Ending(ErrorKind.SHUTDOWN, "the session was cut")
+CUT: Final = Ending(ErrorKind.SHUTDOWN, "the session was cut", is_cut=True)
 
 
 class RelayDied(Exception):
@@ -46,12 +46,18 @@ class Traffic:
 
 
 class Relay:
-    """The sessions' way into the thread. Made by `open_relay`."""
+    """The sessions' way into the thread. Made by `open_relay`.
+
+    Attributes:
+        has_cut: whether a session was ended though it may not have been idle.
+    """
 
     def __init__(self) -> None:
+        self.has_cut = False
         self._trio = trio.lowlevel.current_trio_token()
         self._loop = RelayLoop(self._report)
-        self._sessions: dict[RelaySession, LoggedIn] = {}
+        self._sessions: dict[int, tuple[LoggedIn, RelaySession]] = {}
+        """By the identity of the LoggedIn, which lives for as long as it stands here."""
         self._failure: BaseException | None = None
         self._has_ended = trio.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -78,7 +84,7 @@ class Relay:
         buffers = self._loop.buffers
         client, backend = raw_leg(logged_in.client_leg, buffers), raw_leg(logged_in.backend_leg, buffers)
         session = RelaySession(client, backend, buffers.plain, over)
-        self._sessions[session] = logged_in
+        self._sessions[id(logged_in)] = logged_in, session
         traffic = Traffic() if traffic is None else traffic
         is_clean = False
         try:
@@ -88,7 +94,9 @@ class Relay:
             ending = session.ending or CUT
             is_clean = session.is_clean
         finally:
-            del self._sessions[session]
+            del self._sessions[id(logged_in)]
+            if session.ending is not None and session.ending.is_cut:
+                self.has_cut = True
             traffic.from_client = session.from_client.octets
             traffic.from_backend = session.from_backend.octets
             session.release()
@@ -112,22 +120,23 @@ class Relay:
 
     def carried(self) -> tuple[LoggedIn, ...]:
         """The sessions that are relayed now."""
-        return tuple(self._sessions.values())
+        return tuple(logged_in for logged_in, _ in self._sessions.values())
 
-    def end(self, chosen: Callable[[LoggedIn], bool], wish: Wish) -> int:
-        """End sessions from outside, each when the wish says; `carry` returns the wish's ending for them.
+    def end(self, logged_in: LoggedIn, wish: Wish) -> bool:
+        """End a session from outside, when the wish says; `carry` returns the wish's ending for it.
 
         Args:
-            chosen: whether a session is meant.
-            wish: how and when they are to end.
+            logged_in: the session.
+            wish: how and when it is to end; takes the place of an earlier one.
 
         Returns:
-            How many were chosen.
+            Whether it was still relayed.
         """
-        sessions = [session for session, logged_in in self._sessions.items() if chosen(logged_in)]
-        for session in sessions:
-            self._loop.post(partial(self._loop.wish, session, wish))
-        return len(sessions)
+        found = self._sessions.get(id(logged_in))
+        if found is None:
+            return False
+        self._loop.post(partial(self._loop.wish, found[1], wish))
+        return True
 
     # --- The thread -----------------------------------------------------------------------------------
 
@@ -146,7 +155,7 @@ class Relay:
             self._trio.run_sync_soon(action)
 
     def _ended(self) -> None:
-        for session in self._sessions:
+        for _, session in self._sessions.values():
             session.token.set()
         self._has_ended.set()
 

@@ -8,6 +8,10 @@ from typing import Final
 
 TERMINATE: Final = b"X\x00\x00\x00\x04"
 
+FAREWELL_SECONDS: Final = 2.0
+"""How long a client may take to read why its transaction was ended, and the backend to hear Terminate. The
+relay gives them half of that."""
+
 
 class When(enum.Enum):
     """When a session that is told to end does so."""
@@ -27,11 +31,13 @@ class Ending:
         kind: `ok` or an ErrorKind.
         reason: who ended it and how.
         is_clean: whether both sides are given a clean end, once the client has had all there was for it.
+        is_cut: whether it comes though the session may not be idle.
     """
 
     kind: str
     reason: str
     is_clean: bool = False
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

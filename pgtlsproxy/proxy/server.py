@@ -73,9 +73,13 @@ class Server:
                 for _, sock in listening:
                     sock.close()
 
-    def stop(self) -> None:
-        """Accept no more, and let nobody in any more; sessions go on."""
-        self.services.admission.close()
+    def stop(self, why: str) -> None:
+        """Accept no more, and let nobody in any more; sessions go on.
+
+        Args:
+            why: for the log.
+        """
+        self.services.admission.close(why)
         self._accepting.cancel()
 
     async def _accept(self, name: str, listening: socket.socket, sessions: trio.Nursery) -> None:

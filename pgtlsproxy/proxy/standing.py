@@ -8,10 +8,8 @@ looked up then, a login is refused, and a session is judged again until it is kn
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 import trio
@@ -159,12 +157,12 @@ async def _end(relay: Relay, refused: Sequence[tuple[LoggedIn, ProxyError]], why
     for logged_in, refusal in refused:
         ending = Ending(refusal.kind, f"{why}: {refusal.reason}")
         farewell = encode_refusal(ShuttingDown(ending.reason), logged_in.standing.session)
-        relay.end(partial(operator.is_, logged_in), Wish(ending, When.BOUNDARY, farewell))
+        relay.end(logged_in, Wish(ending, When.BOUNDARY, farewell))
     if refused:
         await trio.sleep(GRACE_SECONDS)
     for logged_in, refusal in refused:
         ending = Ending(refusal.kind, f"{why}: {refusal.reason}; its answer did not end")
-        relay.end(partial(operator.is_, logged_in), Wish(ending, When.NOW))
+        relay.end(logged_in, Wish(ending, When.NOW))
 
 
 async def _judge_again(

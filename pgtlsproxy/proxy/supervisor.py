@@ -17,7 +17,7 @@ import selectors
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -43,6 +43,7 @@ from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.history import History
 from pgtlsproxy.proxy.limits import raise_descriptor_limit
 from pgtlsproxy.proxy.reloads import Reloads
+from pgtlsproxy.proxy.seat import FIRST_PAUSE_SECONDS, Seat
 from pgtlsproxy.proxy.shared_table import SharedTable
 from pgtlsproxy.proxy.sockets import ListeningSocket, listen
 from pgtlsproxy.proxy.worker_process import WorkerProcess
@@ -50,11 +51,8 @@ from pgtlsproxy.proxy.worker_process import WorkerProcess
 START_ATTEMPTS: Final = 5
 """How often a worker may fail to start before the first has served. Then it is no use."""
 
-STEADY_SECONDS: Final = 10.0
-"""A worker that has served for so long and dies is replaced at once; one that has not, ever later."""
-
-FIRST_PAUSE_SECONDS: Final = 0.1
-LONGEST_PAUSE_SECONDS: Final = 10.0
+STATUS_CUT: Final = 3
+"""It ended as told, and sessions were cut that may not have been idle: a worker's status, and then ours."""
 
 STATUS_BUG: Final = 70
 
@@ -86,21 +84,6 @@ def make_table(settings: Settings) -> SharedTable:
     return SharedTable(2 * settings.workers)
 
 
-@dataclass(slots=True)
-class _Seat:
-    """The place of one worker, whoever fills it.
-
-    Attributes:
-        worker: who does; None between two.
-        failures: how many have died in a row without having served for long.
-        due: `time.monotonic()` when the next may start.
-    """
-
-    worker: WorkerProcess | None = None
-    failures: int = 0
-    due: float = 0.0
-
-
 class _Supervisor:
     def __init__(
         self, files: SnapshotFiles, settings: Settings, table: SharedTable, logger: FilteringBoundLogger
@@ -112,12 +95,13 @@ class _Supervisor:
         self._secret = Secret(secrets.token_bytes(32))
         self._mailboxes = [_mailbox() for _ in range(table.slots)]
         self._history = History(files, settings)
-        self._seats = [_Seat() for _ in range(settings.workers)]
+        self._seats = [Seat() for _ in range(settings.workers)]
         self._leaving: list[WorkerProcess] = []
         self._listening: list[tuple[str, ListeningSocket]] = []
         self._is_ready = False
         self._has_served = False
         self._is_stopping = False
+        self._drain_at = math.inf
         self._status = 0
         self._signals: list[int] = []
         self._woken, self._waking = socket.socketpair()
@@ -136,6 +120,7 @@ class _Supervisor:
                 self._obey_signals()
                 self._reap()
                 self._reloads.go_on([worker for worker in self._seated if worker.may_serve])
+                self._drain_when_due()
                 self._kill_what_does_not_end()
         finally:
             self._close()
@@ -181,7 +166,8 @@ class _Supervisor:
             if worker.orders.sock in self._selector.get_map():
                 self._selector.modify(worker.orders.sock, events, worker)
         due = [seat.due for seat in self._seats if seat.worker is None and not self._is_stopping]
-        until = min([*due, *(worker.end_by for worker in self._workers), self._reloads.deadline])
+        ends = (worker.end_by for worker in self._workers)
+        until = min([*due, *ends, self._reloads.deadline, self._drain_at])
         timeout = None if until == math.inf else max(until - time.monotonic(), 0)
         for key, events in self._selector.select(timeout):
             if key.data is None:
@@ -209,7 +195,7 @@ class _Supervisor:
             if seat.worker is None and seat.due <= time.monotonic():
                 self._start(seat)
 
-    def _start(self, seat: _Seat) -> None:
+    def _start(self, seat: Seat) -> None:
         taken = {worker.number for worker in self._workers}
         number = next((each for each in range(1, self._table.slots + 1) if each not in taken), None)
         if number is None:  # all that drain are in the way of the one that replaces the last
@@ -265,6 +251,9 @@ class _Supervisor:
 
     def _let_serve(self, worker: WorkerProcess, answer: Built) -> None:
         """Let a worker that has built what was in service begin, or build anew what is now."""
+        if self._is_stopping:  # it came too late
+            worker.end()
+            return
         if not answer.is_usable:
             if answer.mistakes and not self._listening:
                 raise ConfigError(Mistake(where, what) for where, what in answer.mistakes)
@@ -294,7 +283,7 @@ class _Supervisor:
 
     def _say_ready(self) -> None:
         serving = [seat.worker is not None and seat.worker.served_since is not None for seat in self._seats]
-        if not self._is_ready and all(serving):
+        if not self._is_ready and not self._is_stopping and all(serving):
             self._is_ready = True
             self._logger.info(
                 "ready", version=__version__, generation=self._history.generation, workers=len(self._seats)
@@ -308,7 +297,7 @@ class _Supervisor:
             if seat.worker is worker:
                 seat.worker = None
                 self._leaving.append(worker)
-                worker.send(Drain())
+                worker.send(Drain(None))
 
     def _reap(self) -> None:
         for worker in self._workers:
@@ -330,28 +319,28 @@ class _Supervisor:
         }
         if seat is None:
             self._leaving.remove(worker)
-            if status != 0 and not self._is_stopping:
+            if self._is_stopping:
+                self._died_at_the_end(status, told)
+            elif status != 0:
                 self._logger.error("worker_died", **told)
             return
-        seat.worker = None
+        seat.vacate()
         if self._is_stopping:
-            if status not in {0, -signal.SIGTERM}:
-                self._status = STATUS_BUG
-                self._logger.error("worker_died", **told)
+            self._died_at_the_end(status, told)
             return
         self._reloads.gone(worker)
-        if worker.served_since is not None and time.monotonic() - worker.served_since >= STEADY_SECONDS:
-            seat.failures = 0
         self._failed(seat, "worker_died", **told)
 
-    def _failed(self, seat: _Seat, event: str, **fields: object) -> None:
+    def _died_at_the_end(self, status: int, told: Mapping[str, object]) -> None:
+        """Take what became of a worker that was told to end into our own status; the worst counts."""
+        if status not in {0, STATUS_CUT}:
+            self._logger.error("worker_died", **told)
+            status = STATUS_BUG
+        self._status = max(self._status, status)
+
+    def _failed(self, seat: Seat, event: str, **fields: object) -> None:
         """Say that a worker is missing, and when the next one starts: at once, and then ever later."""
-        seat.failures += 1
-        pause = 0.0
-        if seat.failures > 1:
-            pause = min(FIRST_PAUSE_SECONDS * 2 ** (seat.failures - 2), LONGEST_PAUSE_SECONDS)
-        seat.due = time.monotonic() + pause
-        self._logger.error(event, **fields, restart_in=pause)
+        self._logger.error(event, **fields, restart_in=seat.wait())
         if not self._has_served and seat.failures >= START_ATTEMPTS:
             self._logger.error("no_worker_starts", attempts=seat.failures)
             self._status = STATUS_BUG
@@ -360,12 +349,39 @@ class _Supervisor:
     # --- The end ----------------------------------------------------------------------------------------
 
     def _stop(self, number: int) -> None:
-        if not self._is_stopping:
-            self._logger.info("shutting_down", signal=signal.Signals(number).name)
+        """Drain; told so again, end at once."""
+        name = signal.Signals(number).name
+        if self._is_stopping:
+            self._logger.warning("shutting_down_at_once", signal=name)
             self._end_workers()
+            return
+        settings = self._history.settings
+        self._is_stopping = True
+        self._drain_at = time.monotonic() + settings.drain_delay
+        self._logger.info(
+            "shutting_down",
+            signal=name,
+            drain_delay=settings.drain_delay,
+            drain_timeout=settings.drain_timeout,
+        )
+
+    def _drain_when_due(self) -> None:
+        """Accept no more, and have the workers end their sessions."""
+        if time.monotonic() < self._drain_at:
+            return
+        self._drain_at = math.inf
+        for _, opened in self._listening:
+            opened.close()
+        self._listening.clear()
+        for worker in self._workers:
+            if worker.may_serve:
+                worker.drain(self._history.settings.drain_timeout)
+            else:
+                worker.end()
 
     def _end_workers(self) -> None:
         self._is_stopping = True
+        self._drain_at = math.inf
         for worker in self._workers:
             worker.end()
 

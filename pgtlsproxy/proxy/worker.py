@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Final, TypeVar
@@ -37,6 +37,7 @@ from pgtlsproxy.proxy.channel import (
     Swapped,
     Welcome,
 )
+from pgtlsproxy.proxy.drain import drain
 from pgtlsproxy.proxy.expiry import judge_expiry
 from pgtlsproxy.proxy.mailboxes import Mailboxes
 from pgtlsproxy.proxy.origins import Builder
@@ -57,6 +58,9 @@ SWITCH_SECONDS: Final = 0.0005
 Where Python code of the event loop ran 100 of each 150 ms, a message through the relay's thread took
 10.4 ms (p99) at Python's own 5 ms, 1.4 ms at 0.5 ms, and 0.7 ms at 0.1 ms, at which p99.9 rose again.
 """
+
+STATUS_CUT: Final = 3
+"""Sessions were cut that may not have been idle."""
 
 STATUS_BUG: Final = 70
 
@@ -84,11 +88,11 @@ def work(control: int, supervisor: int) -> int:
         with queued_log(log.format, log.level, worker=welcome.number, lock=welcome.table.number) as logger:
             try:
                 prove_tls()
-                trio.run(_Worker(answers, welcome, table, logger).run)
+                has_cut = trio.run(_Worker(answers, welcome, table, logger).run)
             except Exception as error:
                 logger.error("bug", exc_info=error)
                 return STATUS_BUG
-    return 0
+    return STATUS_CUT if has_cut else 0
 
 
 def _end_with(supervisor: int) -> None:
@@ -117,16 +121,19 @@ class _Worker:
         self._server: Server | None = None
         self._threads = trio.CapacityLimiter(2)
 
-    async def run(self) -> None:
-        """Obey until told to end, by SIGTERM or the end of the socket pair."""
+    async def run(self) -> bool:
+        """Obey until the end of the socket pair, or of the last session of a worker that drains.
+
+        Returns:
+            Whether sessions were cut that may not have been idle.
+        """
         mailboxes = Mailboxes(self._welcome.number, self._welcome.inbox, self._welcome.mailboxes)
         admission = Admission(self._slot, mailboxes.displace_at)
         cancels = Cancels(self._logger, self._folder, self._resolver, self._slot, mailboxes)
         with ExitStack() as stack:
             stack.callback(self._folder.flush)
             stack.enter_context(closing(mailboxes))
-            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM))
-            async with open_relay() as relay, trio.open_nursery() as nursery:
+            async with open_relay() as relay:
                 services = Services(
                     logger=self._logger,
                     folder=self._folder,
@@ -137,14 +144,11 @@ class _Worker:
                     admission=admission,
                     in_service=self._snapshot,
                 )
-                nursery.start_soon(self._end_when_told, signals, nursery)
-                nursery.start_soon(self._flush_folded)
-                nursery.start_soon(mailboxes.run, cancels.take, admission.displace)
-                nursery.start_soon(self._obey, services, nursery)
-
-    async def _end_when_told(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
-        async for _ in signals:
-            nursery.cancel_scope.cancel()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._flush_folded)
+                    nursery.start_soon(mailboxes.run, cancels.take, admission.displace)
+                    nursery.start_soon(self._obey, services, nursery)
+                return relay.has_cut
 
     async def _flush_folded(self) -> None:
         while True:
@@ -170,10 +174,15 @@ class _Worker:
                     self._server = Server(services, self._logger)
                     nursery.start_soon(self._serve, self._server, order, nursery)
                     self._answers.send(Serving())
-                case Drain() if self._server is not None:
-                    self._server.stop()
-                    # It is told so because it cannot take the newest configuration.
+                case Drain(seconds=None) if self._server is not None:
+                    self._server.stop(
+                        "the worker is replaced, for it could not take the newest configuration"
+                    )
                     nursery.start_soon(end_the_unjudged, services.relay, self._snapshot())
+                case Drain(seconds=float(seconds)) if self._server is not None:
+                    self._server.stop("the proxy shuts down")
+                    services.admission.turn_away()
+                    nursery.start_soon(drain, services.relay, seconds)
 
     async def _in_thread(self, action: Callable[[], _T]) -> _T:
         """Do what may take long off the event loop, on which sessions are served meanwhile."""

@@ -11,12 +11,13 @@ import sys
 import time
 from typing import Final
 
-from pgtlsproxy.proxy.channel import Order, Orders, Packed, pack
+from pgtlsproxy.proxy.channel import Drain, Order, Orders, Packed, pack
+from pgtlsproxy.proxy.relay_ending import FAREWELL_SECONDS
 
 END_SECONDS: Final = 10.0
-"""How long a worker may take to end. It ends its sessions at once."""
+"""How long a worker may take to end that is told to, behind what its sessions may take."""
 
-_TERMINAL_SIGNALS: Final = {signal.SIGINT, signal.SIGHUP}
+_SUPERVISORS_SIGNALS: Final = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM}
 
 
 class WorkerProcess:
@@ -28,7 +29,7 @@ class WorkerProcess:
     Attributes:
         may_serve: whether it was told to accept.
         served_since: `time.monotonic()` when it said that it does; None before.
-        end_by: `time.monotonic()` until which it must have ended.
+        end_by: `time.monotonic()` until which it must have ended; infinite while nobody has told it to.
 
     Raises:
         OSError: the system grants no more processes or descriptors.
@@ -39,6 +40,7 @@ class WorkerProcess:
         self.may_serve = False
         self.served_since: float | None = None
         self.end_by = math.inf
+        self._is_ending = False
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -61,11 +63,21 @@ class WorkerProcess:
         """Its exit status, or minus the signal that ended it; None while it lives."""
         return self._process.poll()
 
+    def drain(self, seconds: float) -> None:
+        """Tell it to end its sessions, and then itself.
+
+        Args:
+            seconds: how long transactions may go on.
+        """
+        self.send(Drain(seconds))
+        self.end_by = time.monotonic() + seconds + FAREWELL_SECONDS + END_SECONDS
+
     def end(self) -> None:
-        """Tell it to end, if nobody has."""
-        if self.end_by == math.inf:
+        """Tell it to end at once, if nobody has."""
+        if not self._is_ending:
+            self._is_ending = True
             self.end_by = time.monotonic() + END_SECONDS
-            self._process.terminate()
+            self.orders.end()
 
     def kill(self) -> None:
         """End it."""
@@ -77,9 +89,9 @@ class WorkerProcess:
 
 
 def _start(control: int) -> subprocess.Popen[bytes]:
-    # Ctrl-C and the end of a terminal are told to every process in it. The supervisor answers them; in a
-    # worker they stay blocked, from before exec on.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)
+    # Ctrl-C and the end of a terminal are told to every process in it, SIGTERM to all of a systemd unit. The
+    # supervisor answers them; in a worker they stay blocked, from before exec on.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS_SIGNALS)
     try:
         return subprocess.Popen(
             [*_own_command(), "worker", "--control", str(control), "--supervisor", str(os.getpid())],

@@ -17,6 +17,7 @@ import yaml
 from fixtures.certs import common_names
 from pgtlsproxy.cli import EXIT_BUG, EXIT_CONFIG, EXIT_OK, EXIT_USAGE
 from pgtlsproxy.cli.explain import EXIT_REFUSED
+from pgtlsproxy.proxy.worker import STATUS_CUT
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -215,7 +216,7 @@ def test_the_commands_exist_with_their_options(command_line, command, options):
 
 def test_the_exit_statuses_are_those(tmp_path, command_line):
     shown = re.search(r"Exit statuses: (.*?)\.", section("Commands"), re.DOTALL).group(1)
-    statuses = [EXIT_OK, EXIT_CONFIG, EXIT_REFUSED, EXIT_USAGE, EXIT_BUG]
+    statuses = [EXIT_OK, EXIT_CONFIG, EXIT_REFUSED, STATUS_CUT, EXIT_USAGE, EXIT_BUG]
     assert [int(part.split()[0]) for part in shown.split(";")] == statuses
     assert command_line("check", "-c", tmp_path / "nowhere.yaml").returncode == EXIT_CONFIG
     assert command_line("check").returncode == EXIT_USAGE

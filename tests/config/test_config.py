@@ -334,7 +334,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 
 LATER = {
-    "": "drain_timeout drain_delay max_connections_per_source max_connections_per_user status console reuse_port max_handshakes dns_cache",
+    "": "max_connections_per_source max_connections_per_user status console reuse_port max_handshakes dns_cache",
     "l": "auth_query proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
 }
@@ -358,7 +358,7 @@ def test_every_mistake_is_told_at_once():
                     "unix_socket_permissions": "0770",
                 },
                 {**BASE_B, "sslmode": "require", "login": "magic", "port": 0},
-                top={"workers": 0, "drain_timeout": 1},
+                top={"workers": 0, "max_handshakes": 1},
             )
         )
     )
@@ -371,7 +371,7 @@ def test_every_mistake_is_told_at_once():
         "login",
         "port",
         "workers",
-        "drain_timeout",
+        "max_handshakes",
     ):
         assert key in ms, f"not reported: {key}\n{ms}"
 

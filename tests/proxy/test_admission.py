@@ -132,7 +132,7 @@ async def test_beyond_all_limits_nobody_is_heard_whichever_workers_have_them(wor
 
 def test_a_worker_that_drains_lets_nobody_in(workers):
     one, two = workers
-    one.close()
+    one.close("it drains")
     two.check_open()
     with pytest.raises(ShuttingDown):
         one.check_open()

@@ -91,9 +91,9 @@ def test_what_goes_along_stays_open_until_it_is_sent(ends, tmp_path):
     stranger = os.open("/", os.O_RDONLY)  # takes the number of a descriptor that was closed too early
     try:
         received = []
-        reader = threading.Thread(target=lambda: received.extend(iter(down.receive, Drain())))
+        reader = threading.Thread(target=lambda: received.extend(iter(down.receive, Drain(None))))
         reader.start()
-        up.send(pack(Drain()))
+        up.send(pack(Drain(None)))
         while reader.is_alive():
             up.flush()
             reader.join(0.001)
@@ -186,7 +186,7 @@ def test_each_end_notices_when_the_other_is_gone(ends):
     with Orders(ours).sock:
         theirs.close()
         orders = Orders(ours)
-        orders.send(pack(Drain()))
+        orders.send(pack(Drain(None)))
         assert not orders.wants_to_send
         with pytest.raises(ChannelEnded):
             orders.receive()

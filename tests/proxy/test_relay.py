@@ -369,7 +369,7 @@ async def exchange_until_broken(relayed):
 async def test_now_is_now(bench, relayed):
     await relayed.client.send(b"question")
     assert await read_exactly(relayed.backend, 8) == b"question"
-    bench.relay.end(lambda _: True, Wish(Ending("shutdown", "the proxy ends"), When.NOW))
+    bench.relay.end(relayed.session, Wish(Ending("shutdown", "the proxy ends"), When.NOW))
     with pytest.raises(LegLost):
         await relayed.client.receive(100)
     assert (await relayed.ended()).kind == "shutdown"

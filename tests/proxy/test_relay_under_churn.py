@@ -126,7 +126,7 @@ def ways_to_be_ended(bench, relayed):
     """In the middle of its traffic: cancelled, told to by the proxy, its connection shut down."""
 
     def told(when):
-        bench.relay.end(lambda each: each is relayed.session, Wish(SHUTDOWN, when, FAREWELL))
+        bench.relay.end(relayed.session, Wish(SHUTDOWN, when, FAREWELL))
 
     return (
         relayed.cut,

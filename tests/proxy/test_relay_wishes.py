@@ -50,7 +50,7 @@ async def relayed(bench):
 async def wish(bench, relayed, when):
     """Tell the session to end, and wait until the relay's thread knows it."""
     await until_all_is_done(bench)
-    bench.relay.end(lambda each: each is relayed.session, Wish(SHUTDOWN, when, FAREWELL))
+    bench.relay.end(relayed.session, Wish(SHUTDOWN, when, FAREWELL))
     await until_all_is_done(bench)
 
 
@@ -270,7 +270,7 @@ async def test_a_transfer_that_is_told_to_end_does_so_behind_its_last_large_read
 async def test_a_session_that_shows_no_boundary_is_cut_without_a_word(bench, relayed):
     await ask(relayed, query("SELECT pg_sleep(5)"))
     await wish(bench, relayed, When.BOUNDARY)
-    bench.relay.end(lambda _: True, Wish(Ending("shutdown", "the time is up"), When.NOW))
+    bench.relay.end(relayed.session, Wish(Ending("shutdown", "the time is up"), When.NOW))
     with pytest.raises(LegLost):
         await relayed.client.receive(100)
     assert (await relayed.ended()).reason == "the time is up"

@@ -8,16 +8,13 @@ of the log. Workers are started by exec and told over a socket pair. It ends whe
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import os
 import resource
-import secrets
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -25,36 +22,24 @@ from structlog.typing import FilteringBoundLogger
 from pgtlsproxy import __version__
 from pgtlsproxy.config import Settings
 from pgtlsproxy.errors import ConfigError, Mistake
-from pgtlsproxy.identity import Secret
 from pgtlsproxy.proxy.channel import (
     Answer,
     Build,
     Built,
     ChannelEnded,
-    Descriptor,
-    Drain,
     Serve,
     Serving,
     Swap,
     Swapped,
-    Welcome,
 )
+from pgtlsproxy.proxy.crew import Crew
 from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.history import History
 from pgtlsproxy.proxy.limits import raise_descriptor_limit
 from pgtlsproxy.proxy.reloads import Reloads
-from pgtlsproxy.proxy.seat import FIRST_PAUSE_SECONDS, Seat
 from pgtlsproxy.proxy.shared_table import SharedTable
 from pgtlsproxy.proxy.sockets import ListeningSocket, listen
 from pgtlsproxy.proxy.worker_process import WorkerProcess
-
-START_ATTEMPTS: Final = 5
-"""How often a worker may fail to start before the first has served. Then it is no use."""
-
-STATUS_CUT: Final = 3
-"""It ended as told, and sessions were cut that may not have been idle: a worker's status, and then ours."""
-
-STATUS_BUG: Final = 70
 
 _SIGNALS: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
@@ -91,22 +76,16 @@ class _Supervisor:
         self._path = files.path
         self._settings = settings
         self._logger = logger
-        self._table = table
-        self._secret = Secret(secrets.token_bytes(32))
-        self._mailboxes = [_mailbox() for _ in range(table.slots)]
         self._history = History(files, settings)
-        self._seats = [Seat() for _ in range(settings.workers)]
-        self._leaving: list[WorkerProcess] = []
         self._listening: list[tuple[str, ListeningSocket]] = []
         self._is_ready = False
-        self._has_served = False
         self._is_stopping = False
         self._drain_at = math.inf
-        self._status = 0
         self._signals: list[int] = []
         self._woken, self._waking = socket.socketpair()
         self._selector = selectors.DefaultSelector()
-        self._reloads = Reloads(files.path, self._history, logger, self._replace, self._wake)
+        self._crew = Crew(settings, table, self._selector, logger)
+        self._reloads = Reloads(files.path, self._history, logger, self._crew.replace, self._wake)
 
     # --- The loop -------------------------------------------------------------------------------------
 
@@ -114,30 +93,28 @@ class _Supervisor:
         """Until told to end, and all workers have."""
         self._take_signals()
         try:
-            while self._workers or not self._is_stopping:
-                self._start_workers()
+            while self._crew.everybody or not self._crew.is_ending:
+                for worker in self._crew.start():
+                    self._let_build(worker)
                 self._wait()
                 self._obey_signals()
-                self._reap()
-                self._reloads.go_on([worker for worker in self._seated if worker.may_serve])
+                self._crew.bury(self._reloads.gone)
+                self._reloads.go_on([worker for worker in self._crew.seated if worker.may_serve])
                 self._drain_when_due()
-                self._kill_what_does_not_end()
+                self._crew.kill_what_does_not_end()
         finally:
             self._close()
         self._logger.info("stopped")
-        return self._status
+        return self._crew.status
 
     def _close(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-            worker.wait()
-            worker.orders.close()
+        self._crew.close()
         signal.set_wakeup_fd(-1)
         self._selector.close()
         for _, opened in self._listening:
             opened.close()
-        for sock in (*itertools.chain.from_iterable(self._mailboxes), self._woken, self._waking):
-            sock.close()
+        self._woken.close()
+        self._waking.close()
 
     def _take_signals(self) -> None:
         self._waking.setblocking(False)
@@ -151,23 +128,10 @@ class _Supervisor:
         with contextlib.suppress(OSError):  # it is awake, or has ended
             self._waking.send(b"\0")
 
-    @property
-    def _seated(self) -> list[WorkerProcess]:
-        return [seat.worker for seat in self._seats if seat.worker is not None]
-
-    @property
-    def _workers(self) -> list[WorkerProcess]:
-        return self._seated + self._leaving
-
     def _wait(self) -> None:
         """Sleep until something happens or is due, and hear the workers."""
-        for worker in self._workers:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.orders.wants_to_send else 0)
-            if worker.orders.sock in self._selector.get_map():
-                self._selector.modify(worker.orders.sock, events, worker)
-        due = [seat.due for seat in self._seats if seat.worker is None and not self._is_stopping]
-        ends = (worker.end_by for worker in self._workers)
-        until = min([*due, *ends, self._reloads.deadline, self._drain_at])
+        self._crew.watch()
+        until = min(self._crew.next_due, self._reloads.deadline, self._drain_at)
         timeout = None if until == math.inf else max(until - time.monotonic(), 0)
         for key, events in self._selector.select(timeout):
             if key.data is None:
@@ -186,55 +150,14 @@ class _Supervisor:
             elif number == signal.SIGHUP and not self._is_stopping:
                 self._reloads.ask()
 
-    # --- Workers come -----------------------------------------------------------------------------------
-
-    def _start_workers(self) -> None:
-        if self._is_stopping:
-            return
-        for seat in self._seats:
-            if seat.worker is None and seat.due <= time.monotonic():
-                self._start(seat)
-
-    def _start(self, seat: Seat) -> None:
-        taken = {worker.number for worker in self._workers}
-        number = next((each for each in range(1, self._table.slots + 1) if each not in taken), None)
-        if number is None:  # all that drain are in the way of the one that replaces the last
-            self._leaving[0].kill()
-            seat.due = time.monotonic() + FIRST_PAUSE_SECONDS
-            return
-        try:
-            worker = WorkerProcess(number)
-        except OSError as error:
-            self._failed(seat, "worker_not_started", worker=number, reason=error.strerror)
-            return
-        seat.worker = worker
-        self._selector.register(worker.orders.sock, selectors.EVENT_READ, worker)
-        inbox, _ = self._mailboxes[number - 1]
-        worker.send(
-            Welcome(
-                number,
-                self._settings.log,
-                Descriptor(self._table.descriptor),
-                self._table.slots,
-                self._secret,
-                inbox,
-                tuple(outbox for _, outbox in self._mailboxes),
-            )
-        )
-        self._let_build(worker)
-
-    def _let_build(self, worker: WorkerProcess) -> None:
-        """Let a worker that has nothing yet build what is in service."""
-        worker.send(Build(self._history.generation, self._history.sets, beside=False))
+    # --- What workers say -------------------------------------------------------------------------------
 
     def _hear(self, worker: WorkerProcess) -> None:
         try:
             for answer in worker.orders.receive():
                 self._heard(worker, answer)
         except ChannelEnded:
-            # It ends, and if it does not by itself, it has to: nothing can be told to it any more.
-            self._selector.unregister(worker.orders.sock)
-            worker.end()
+            self._crew.unhear(worker)
 
     def _heard(self, worker: WorkerProcess, answer: Answer) -> None:
         match answer:
@@ -245,13 +168,16 @@ class _Supervisor:
             case Swapped():
                 self._reloads.swapped(worker)
             case Serving():
-                worker.served_since = time.monotonic()
-                self._has_served = True
+                self._crew.serves(worker)
                 self._say_ready()
+
+    def _let_build(self, worker: WorkerProcess) -> None:
+        """Let a worker that has nothing yet build what is in service."""
+        worker.send(Build(self._history.generation, self._history.sets, beside=False))
 
     def _let_serve(self, worker: WorkerProcess, answer: Built) -> None:
         """Let a worker that has built what was in service begin, or build anew what is now."""
-        if self._is_stopping:  # it came too late
+        if self._crew.is_ending:  # it came too late
             worker.end()
             return
         if not answer.is_usable:
@@ -282,69 +208,14 @@ class _Supervisor:
             self._logger.info("listening", listener=name, address=opened.shown)
 
     def _say_ready(self) -> None:
-        serving = [seat.worker is not None and seat.worker.served_since is not None for seat in self._seats]
-        if not self._is_ready and not self._is_stopping and all(serving):
+        if not self._is_ready and not self._is_stopping and self._crew.is_complete:
             self._is_ready = True
             self._logger.info(
-                "ready", version=__version__, generation=self._history.generation, workers=len(self._seats)
+                "ready",
+                version=__version__,
+                generation=self._history.generation,
+                workers=self._settings.workers,
             )
-
-    # --- Workers go -------------------------------------------------------------------------------------
-
-    def _replace(self, worker: WorkerProcess) -> None:
-        """Let a worker drain, and another take its seat."""
-        for seat in self._seats:
-            if seat.worker is worker:
-                seat.worker = None
-                self._leaving.append(worker)
-                worker.send(Drain(None))
-
-    def _reap(self) -> None:
-        for worker in self._workers:
-            status = worker.status()
-            if status is not None:
-                self._buried(worker, status)
-
-    def _buried(self, worker: WorkerProcess, status: int) -> None:
-        if worker.orders.sock in self._selector.get_map():
-            self._selector.unregister(worker.orders.sock)
-        worker.orders.close()
-        self._table.clear(worker.number)
-        seat = next((seat for seat in self._seats if seat.worker is worker), None)
-        told = {
-            "worker": worker.number,
-            "pid": worker.pid,
-            "status": status if status >= 0 else None,
-            "signal": signal.Signals(-status).name if status < 0 else None,
-        }
-        if seat is None:
-            self._leaving.remove(worker)
-            if self._is_stopping:
-                self._died_at_the_end(status, told)
-            elif status != 0:
-                self._logger.error("worker_died", **told)
-            return
-        seat.vacate()
-        if self._is_stopping:
-            self._died_at_the_end(status, told)
-            return
-        self._reloads.gone(worker)
-        self._failed(seat, "worker_died", **told)
-
-    def _died_at_the_end(self, status: int, told: Mapping[str, object]) -> None:
-        """Take what became of a worker that was told to end into our own status; the worst counts."""
-        if status not in {0, STATUS_CUT}:
-            self._logger.error("worker_died", **told)
-            status = STATUS_BUG
-        self._status = max(self._status, status)
-
-    def _failed(self, seat: Seat, event: str, **fields: object) -> None:
-        """Say that a worker is missing, and when the next one starts: at once, and then ever later."""
-        self._logger.error(event, **fields, restart_in=seat.wait())
-        if not self._has_served and seat.failures >= START_ATTEMPTS:
-            self._logger.error("no_worker_starts", attempts=seat.failures)
-            self._status = STATUS_BUG
-            self._end_workers()
 
     # --- The end ----------------------------------------------------------------------------------------
 
@@ -353,7 +224,8 @@ class _Supervisor:
         name = signal.Signals(number).name
         if self._is_stopping:
             self._logger.warning("shutting_down_at_once", signal=name)
-            self._end_workers()
+            self._drain_at = math.inf
+            self._crew.end()
             return
         settings = self._history.settings
         self._is_stopping = True
@@ -373,25 +245,4 @@ class _Supervisor:
         for _, opened in self._listening:
             opened.close()
         self._listening.clear()
-        for worker in self._workers:
-            if worker.may_serve:
-                worker.drain(self._history.settings.drain_timeout)
-            else:
-                worker.end()
-
-    def _end_workers(self) -> None:
-        self._is_stopping = True
-        self._drain_at = math.inf
-        for worker in self._workers:
-            worker.end()
-
-    def _kill_what_does_not_end(self) -> None:
-        for worker in self._workers:
-            if time.monotonic() >= worker.end_by:
-                worker.kill()
-
-
-def _mailbox() -> tuple[socket.socket, socket.socket]:
-    """An inbox, and the way into it."""
-    inbox, outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return inbox, outbox
+        self._crew.drain(self._history.settings.drain_timeout)

@@ -1,0 +1,53 @@
+-- What auth_query asks (docs/scram.md): a function that tells one role, and no other, the SCRAM verifier of a
+-- user. Run it as a superuser in the database of auth_query's `dbname`, once a cluster; it can be run again:
+--
+--     psql -v role=pgtlsproxy_lookup -f auth_query.sql postgres
+--
+-- The role needs no other right. Give it a password, or a line with cert, in the server's pg_hba.conf:
+--
+--     hostssl postgres pgtlsproxy_lookup 10.0.0.5/32 scram-sha-256
+
+\set ON_ERROR_STOP on
+\if :{?role}
+\else
+\set role pgtlsproxy_lookup
+\endif
+
+BEGIN;
+
+SELECT pg_catalog.format('CREATE ROLE %I LOGIN', :'role')
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = :'role') \gexec
+
+-- A question that has to wait is given up by the server too.
+ALTER ROLE :"role" SET statement_timeout = '5s';
+
+CREATE SCHEMA IF NOT EXISTS pgtlsproxy;
+REVOKE ALL ON SCHEMA pgtlsproxy FROM PUBLIC;
+
+-- Superusers and replication roles are left out: whoever controls the proxy would have their verifiers. To let
+-- them in, take out the line that says so. Secrets that are not SCRAM's never leave the server.
+CREATE OR REPLACE FUNCTION pgtlsproxy.auth_query(
+    wanted name,
+    OUT rolname name,
+    OUT rolpassword text,
+    OUT rolvaliduntil timestamptz
+)
+RETURNS SETOF record
+LANGUAGE sql STABLE STRICT SECURITY DEFINER ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT
+        a.rolname,
+        CASE WHEN a.rolpassword LIKE 'SCRAM-SHA-256$%' THEN a.rolpassword END,
+        a.rolvaliduntil
+    FROM pg_catalog.pg_authid AS a
+    WHERE a.rolname OPERATOR(pg_catalog.=) wanted
+        AND a.rolcanlogin
+        AND NOT a.rolsuper AND NOT a.rolreplication
+$$;
+
+REVOKE ALL ON FUNCTION pgtlsproxy.auth_query(name) FROM PUBLIC;
+GRANT USAGE ON SCHEMA pgtlsproxy TO :"role";
+GRANT EXECUTE ON FUNCTION pgtlsproxy.auth_query(name) TO :"role";
+
+COMMIT;

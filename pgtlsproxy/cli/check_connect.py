@@ -11,7 +11,7 @@ import click
 from pgtlsproxy.errors import Mistake
 
 if TYPE_CHECKING:
-    from pgtlsproxy.proxy.probe import Probed, RolesAsked
+    from pgtlsproxy.proxy.probe import Probed, QueryAsked
     from pgtlsproxy.proxy.snapshot import Snapshot
 
 
@@ -21,11 +21,11 @@ class Connected:
 
     Args:
         backends: each address of each backend.
-        roles: each listener with a `roles_query`.
+        queries: each `roles_query` and `auth_query` of each listener.
     """
 
     backends: tuple[Probed, ...] = ()
-    roles: tuple[RolesAsked, ...] = ()
+    queries: tuple[QueryAsked, ...] = ()
 
     def mistakes(self, path: str) -> Iterator[Mistake]:
         """What did not work.
@@ -36,15 +36,16 @@ class Connected:
         for probed in self.backends:
             if probed.problem is not None:
                 yield Mistake(f"{path}: backends.{probed.backend}", probed.problem)
-        for asked in self.roles:
+        for asked in self.queries:
             if asked.problem is not None:
-                yield Mistake(f"{path}: listeners.{asked.listener}.roles_query", asked.problem)
+                yield Mistake(f"{path}: listeners.{asked.listener}.{asked.key}", asked.problem)
 
     def as_object(self) -> dict[str, object]:
         """For machines."""
         return {
             "backends": [asdict(probed) for probed in self.backends],
-            "roles": [asdict(asked) for asked in self.roles],
+            "roles": [asdict(asked) for asked in self.queries if asked.key == "roles_query"],
+            "verifiers": [asdict(asked) for asked in self.queries if asked.key == "auth_query"],
         }
 
     def show(self) -> None:
@@ -52,17 +53,17 @@ class Connected:
         for probed in self.backends:
             if probed.problem is None:
                 click.echo(f"backend {probed.backend} at {probed.address}: {probed.finding}")
-        for asked in self.roles:
+        for asked in self.queries:
             if asked.problem is None:
-                click.echo(f"roles_query of listener {asked.listener}: {asked.finding}")
+                click.echo(f"{asked.key} of listener {asked.listener}: {asked.finding}")
 
 
 def connect_to_all(snapshot: Snapshot) -> Connected:
-    """Dial every address of every backend, and run the roles_query of every listener."""
+    """Dial every address of every backend, and run the roles_query and auth_query of every listener."""
     import trio
 
     from pgtlsproxy.observability.logs import configure
-    from pgtlsproxy.proxy.probe import ask_for_roles, probe
+    from pgtlsproxy.proxy.probe import ask_for_a_verifier, ask_for_roles, probe
     from pgtlsproxy.proxy.resolve import Resolver
 
     async def main() -> Connected:
@@ -72,6 +73,11 @@ def connect_to_all(snapshot: Snapshot) -> Connected:
             await ask_for_roles(listener, query, resolver)
             for listener in snapshot.listeners.values()
             if (query := listener.settings.roles_query) is not None
+        ]
+        asked += [
+            await ask_for_a_verifier(listener, auth_query, resolver)
+            for listener in snapshot.listeners.values()
+            if (auth_query := listener.settings.auth_query) is not None
         ]
         return Connected(tuple(row for rows in probed for row in rows), tuple(asked))
 

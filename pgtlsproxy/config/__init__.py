@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pgtlsproxy.config.backend import USER_PLACEHOLDER, Backend
-from pgtlsproxy.config.listener import ANY_DATABASE, Listener, RolesQuery
+from pgtlsproxy.config.listener import ANY_DATABASE, AuthQuery, Listener, RolesQuery
 from pgtlsproxy.config.loading import load_settings
 from pgtlsproxy.config.settings import MAX_CONNECTIONS, Log, Settings
 from pgtlsproxy.config.values import Host, TCPAddress, UnixAddress
@@ -12,6 +12,7 @@ __all__ = [
     "ANY_DATABASE",
     "MAX_CONNECTIONS",
     "USER_PLACEHOLDER",
+    "AuthQuery",
     "Backend",
     "Host",
     "Listener",

@@ -61,10 +61,10 @@ def listener_conflicts(listener: Listener) -> Iterator[Conflict]:
         yield Conflict(
             ("roles_query", "roles_file"), "and roles_file both say who is a member of a role: keep one"
         )
-    if listener.scram_mock_secret_file is not None and listener.scram_secrets_file is None:
+    if listener.scram_mock_secret_file is not None and not listener.has_verifiers:
         yield Conflict(
-            ("scram_mock_secret_file", "scram_secrets_file"),
-            "would have no effect without scram_secrets_file",
+            ("scram_mock_secret_file", "scram_secrets_file", "auth_query"),
+            "would have no effect without scram_secrets_file or auth_query",
         )
     if listener.ssl and listener.ssl_ca_file is None:
         for key in ("ssl_crl_file", "ssl_crl_dir"):
@@ -84,15 +84,48 @@ def _destination_conflicts(listener: Listener) -> Iterator[Conflict]:
         )
     if listener.backend is not None and ANY_DATABASE in (listener.databases or {}):
         yield Conflict(("backend", "databases"), f'and "{ANY_DATABASE}" in databases say the same: keep one')
-    if (
-        listener.roles_query is not None
-        and listener.roles_query.backend is None
-        and len(listener.backends) > 1
+    queries = {"roles_query": listener.roles_query, "auth_query": listener.auth_query}
+    for key, query in queries.items():
+        if query is not None and query.backend is None and len(listener.backends) > 1:
+            yield Conflict(
+                (key, "databases", "backend"),
+                "does not say which server knows the roles, and the listener leads to "
+                f"{', '.join(map(printable, listener.backends))}: give it one of the backends as backend",
+            )
+
+
+def auth_query_problems(
+    listener: Listener, backends: Mapping[str, Backend]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong between the auth_query of a listener and the backends: (where in it, what) pairs.
+
+    Args:
+        listener: its settings; the backends that it names are there.
+        backends: by name.
+    """
+    query = listener.auth_query
+    if query is None:
+        return
+    name = listener.backend_asked(query)
+    asked = backends[name]
+    if asked.has_tcp_host and not asked.sslmode.startswith("verify-"):
+        yield (
+            ("auth_query",),
+            f"asks backend {name}, whose sslmode is {asked.sslmode}: whoever is on the path could say which "
+            "passwords are right; use verify-full",
+        )
+    if query.passfile is None and asked.has_tcp_host and asked.sslcert is None:
+        yield (
+            ("auth_query", "passfile"),
+            f"is missing, and backend {name} has no sslcert with which {query.shown_user} could log in",
+        )
+    if listener.mock_secret_file is None and any(
+        backends[each].login != "passthrough" for each in listener.backends
     ):
-        yield Conflict(
-            ("roles_query", "databases", "backend"),
-            "does not say which server knows the roles, and the listener leads to "
-            f"{', '.join(map(printable, listener.backends))}: give it one of the backends as backend",
+        yield (
+            ("scram_mock_secret_file",),
+            "is missing: the proxy asks for passwords itself, and who has none must not show; name a file "
+            "that can be made",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from pydantic_core import ErrorDetails
 
 from pgtlsproxy.config.backend import Backend
-from pgtlsproxy.config.listener import Database, Listener, RolesQuery
+from pgtlsproxy.config.listener import AuthQuery, Database, Listener, RolesQuery
 from pgtlsproxy.config.model import Model
 from pgtlsproxy.config.settings import General, Log
 from pgtlsproxy.config.values import found
@@ -24,7 +24,12 @@ _PLACES: Final[Mapping[type[Model], str]] = {
     Backend: "a backend",
 }
 
-_NESTED: Final[Mapping[str, type[Model]]] = {"log": Log, "roles_query": RolesQuery, "databases": Database}
+_NESTED: Final[Mapping[str, type[Model]]] = {
+    "log": Log,
+    "roles_query": RolesQuery,
+    "auth_query": AuthQuery,
+    "databases": Database,
+}
 """Settings that have settings of their own."""
 
 _REQUIRED: Final = {
@@ -32,7 +37,7 @@ _REQUIRED: Final = {
     "backend": "the name of one of the backends",
     "ssl": "on, or off for clear text alone",
     "hba_file": "without a pg_hba.conf nobody may come in",
-    "user": "the role that asks for the members of roles",
+    "user": "the role that asks",
     "login": "passthrough (the client proves itself to the backend) or certificate (the proxy does)",
 }
 

@@ -78,6 +78,42 @@ class RolesQuery(Model):
         return f'user "{printable(self.user)}"'
 
 
+def _query(value: object) -> object:
+    if isinstance(value, str) and "$1" not in value:
+        raise BadValue(f"found {found(value)}, expected a query with $1 in the place of the user's name")
+    return value
+
+
+class AuthQuery(Model):
+    """Whom to ask for the SCRAM verifiers of users. Ours, after PgBouncer's."""
+
+    backend: Text | None = None
+    """The name of the backend to ask; None for the listener's own, where it leads to one alone."""
+
+    user: Text
+    """The role that asks."""
+
+    passfile: FilePath | None = None
+    """The role's password, in libpq's format; None where the backend lets it in by the proxy's certificate
+    or operating system user."""
+
+    dbname: Text = "postgres"
+    """The database to connect to."""
+
+    query: Annotated[Text, BeforeValidator(_query)] = (
+        "SELECT rolname, rolpassword, rolvaliduntil FROM pgtlsproxy.auth_query($1)"
+    )
+    """What is asked, with the user's name as $1: a row of name, verifier and expiry, or none."""
+
+    lifetime: Annotated[Seconds, AfterValidator(in_range(0, 86400))] = 60.0
+    """How long a verifier is believed, in seconds; 0 asks at every login."""
+
+    @property
+    def shown_user(self) -> str:
+        """The role, for messages."""
+        return f'user "{printable(self.user)}"'
+
+
 class Listener(Model):
     """One listener.
 
@@ -86,7 +122,6 @@ class Listener(Model):
 
     not_in_this_version: ClassVar[frozenset[str]] = frozenset(
         {
-            "auth_query",
             "proxy_protocol_from",
             "tcp_keepalives_idle",
             "tcp_keepalives_interval",
@@ -173,6 +208,9 @@ class Listener(Model):
     """The users' SCRAM verifiers, one line a user: `"user" "SCRAM-SHA-256$..."`, as pg_authid has them. With
     them SCRAM goes through TLS on both legs, bound to each leg's certificate. Ours."""
 
+    auth_query: AuthQuery | None = None
+    """The same from a server, for users whom `scram_secrets_file` does not list. Ours, after PgBouncer's."""
+
     scram_mock_secret_file: FilePath | None = None
     """32 random octets, of which the salts of users without a verifier are made; None for the name of
     `scram_secrets_file` with `.mock` behind it. Made at the first start. Ours."""
@@ -198,13 +236,20 @@ class Listener(Model):
             yield ("databases", name), database.backend
         if self.roles_query is not None and self.roles_query.backend is not None:
             yield ("roles_query", "backend"), self.roles_query.backend
+        if self.auth_query is not None and self.auth_query.backend is not None:
+            yield ("auth_query", "backend"), self.auth_query.backend
+
+    @property
+    def has_verifiers(self) -> bool:
+        """Whether it can know the users' SCRAM verifiers."""
+        return self.scram_secrets_file is not None or self.auth_query is not None
 
     @property
     def mock_secret_file(self) -> str | None:
-        """The file of `scram_mock_secret_file`, given or not; None without verifiers."""
-        if self.scram_secrets_file is None:
-            return None
-        return self.scram_mock_secret_file or f"{self.scram_secrets_file}.mock"
+        """The file of `scram_mock_secret_file`, given or not; None where there is no name for one."""
+        if self.scram_mock_secret_file is None and self.scram_secrets_file is not None:
+            return f"{self.scram_secrets_file}.mock"
+        return self.scram_mock_secret_file
 
     @property
     def destinations(self) -> Mapping[str, Database]:
@@ -217,11 +262,11 @@ class Listener(Model):
         """The names of the backends that its sessions go on to, each once."""
         return tuple(dict.fromkeys(each.backend for each in self.destinations.values()))
 
-    def backend_asked(self, query: RolesQuery) -> str:
-        """The name of the backend that is asked for the members of roles.
+    def backend_asked(self, query: RolesQuery | AuthQuery) -> str:
+        """The name of the backend that is asked for the members of roles, or for verifiers.
 
         Args:
-            query: its `roles_query`.
+            query: its `roles_query` or `auth_query`.
         """
         return query.backend or self.backends[0]
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.consistency import (
     Conflict,
+    auth_query_problems,
     backend_conflicts,
     backend_warnings,
     database_problems,
@@ -91,6 +92,7 @@ class _Loader:
         listeners = self._section(data, "listeners", Listener, listener_conflicts)
         backends = self._section(data, "backends", Backend, backend_conflicts)
         self._check_listeners(listeners, data.get("backends"))
+        self._check_auth_queries(listeners, backends)
         if self._mistakes:
             by_line = sorted(self._mistakes, key=lambda item: self._document.line(item[0]))
             raise ConfigError(mistake for _, mistake in by_line)
@@ -201,6 +203,17 @@ class _Loader:
         usable = {name: entry.settings for name, entry in listeners.items() if "listen" not in entry.wrong}
         for name, index, what in listen_conflicts(usable):
             self._mistake(("listeners", name, "listen", index), what)
+
+    def _check_auth_queries(
+        self, listeners: Mapping[str, _Entry[Listener]], backends: Mapping[str, _Entry[Backend]]
+    ) -> None:
+        """What is wrong between the listeners' auth_query and the backends, where both can be read."""
+        usable = {name: entry.settings for name, entry in backends.items() if not entry.wrong}
+        for name, entry in listeners.items():
+            named = {*entry.settings.backends, *(each for _, each in entry.settings.named_backends())}
+            if not entry.wrong and named and named <= usable.keys():
+                for inside, what in auth_query_problems(entry.settings, usable):
+                    self._mistake(("listeners", name, *inside), what)
 
     def _warnings(
         self,

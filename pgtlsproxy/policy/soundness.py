@@ -204,8 +204,8 @@ def _backend_mistakes(rules: Rules, rule: HbaRule, backend: BackendTerms) -> Ite
         case None if evidence(rule) in ASKED_HERE:
             yield rule.ref.mistake(
                 f"{rule.method} with login: {backend.login} (backend {backend.name}) is asked here, which "
-                f"needs the users' verifiers: set scram_secrets_file at listener {rules.listener}; or use "
-                "cert, peer, or login: passthrough"
+                "needs the users' verifiers: set scram_secrets_file or auth_query at listener "
+                f"{rules.listener}; or use cert, peer, or login: passthrough"
             )
         case None:
             yield rule.ref.mistake(

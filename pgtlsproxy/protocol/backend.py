@@ -33,9 +33,10 @@ MAX_SASL_OCTETS: Final = 1024
 """Longest length word of a message in a SCRAM exchange; PG_MAX_SASL_MESSAGE_LENGTH in libpq/auth.h."""
 
 WATCHED_PARAMETERS: Final = frozenset(
-    {b"in_hot_standby", b"default_transaction_read_only", b"server_version"}
+    {b"in_hot_standby", b"default_transaction_read_only", b"server_version", b"scram_iterations"}
 )
-"""ParameterStatus that are kept: what `target_session_attrs` is judged by, and who said so."""
+"""ParameterStatus that are kept: what `target_session_attrs` is judged by, who said so, and how many
+iterations a role without a verifier shows there."""
 
 _OK, _CLEARTEXT, _MD5, _GSS, _GSS_CONTINUE, _SSPI, _SASL, _SASL_CONTINUE, _SASL_FINAL = (
     0, 3, 5, 7, 8, 9, 10, 11, 12,

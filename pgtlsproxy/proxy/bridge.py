@@ -20,18 +20,15 @@ from pgtlsproxy.protocol.messages import (
 from pgtlsproxy.protocol.scram import bridge
 from pgtlsproxy.protocol.scram.binding import offered
 from pgtlsproxy.protocol.scram.bridge import Answered, Failure, Opened
-from pgtlsproxy.proxy.verifiers import Verifiers
+from pgtlsproxy.proxy.verifiers import Known, Verifiers
 
 _SASL_CONTINUE, _SASL_FINAL = 11, 12
 
-_WHAT_TO_DO: Final = {
-    Failure.UNKNOWN_USER: "has no line for the user, or one that has expired",
-    Failure.STALE_VERIFIER: (
-        "is stale: the backend's has another salt or iteration count, as after a new password; list what "
-        "pg_authid has now, and reload"
-    ),
-    Failure.WRONG_PROOF: "does not fit the client's proof",
-}
+_STALE: Final = "is stale: the backend's has another salt or iteration count, as after a new password; "
+_LIST_ANEW: Final = "list what pg_authid has now, and reload"
+_ASKED_ANEW: Final = (
+    "when asked anew it had nothing that fits, as where the two are not one cluster, or a standby is behind"
+)
 
 
 class Bridge:
@@ -60,6 +57,7 @@ class Bridge:
         self._backend_end_point = backend_end_point
         self._mechanism: str | None = None
         self._stage: Opened | bridge.Challenge | Answered | None = None
+        self._tried: tuple[Known, ...] = ()
         self._is_needed = True
 
     @property
@@ -72,9 +70,16 @@ class Bridge:
         """Why the backend is made to refuse the client, for the log; None where it is not."""
         if not isinstance(self._stage, Answered) or self._stage.failure is None:
             return None
-        return f"{self._verifiers.where(self._user)} {_WHAT_TO_DO[self._stage.failure]}"
+        last = self._tried[-1]
+        match self._stage.failure:
+            case Failure.UNKNOWN_USER:
+                return last.explained
+            case Failure.STALE_VERIFIER:
+                return f"{last.where} {_STALE}{_ASKED_ANEW if last.is_asked else _LIST_ANEW}"
+            case Failure.WRONG_PROOF:
+                return f"{last.where} does not fit the client's proof"
 
-    def for_backend(self, answer: Message) -> Message | None:
+    async def for_backend(self, answer: Message) -> Message | None:
         """What an answer of the client becomes for the backend.
 
         Returns:
@@ -87,7 +92,7 @@ class Bridge:
         if not self._is_needed:
             return answer
         if isinstance(self._stage, bridge.Challenge):
-            self._stage = proved = self._prove(self._stage, answer.body)
+            self._stage = proved = await self._prove(self._stage, answer.body)
             return Message(b"p", proved.client_final)
         response: bytes | None = answer.body
         if self._mechanism is None:
@@ -104,12 +109,15 @@ class Bridge:
         self._stage = opened
         return encode_initial_response(opened.mechanism, opened.client_first)
 
-    def _prove(self, asked: bridge.Challenge, client_final: bytes) -> Answered:
-        known = self._verifiers.known(self._user)
-        answered = asked.answer(client_final, known)
-        if answered.failure is None or (fresh := self._verifiers.fresh(self._user)) == known:
+    async def _prove(self, asked: bridge.Challenge, client_final: bytes) -> Answered:
+        known = await self._verifiers.known(self._user)
+        self._tried = (known,)
+        answered = asked.answer(client_final, known.verifier)
+        if answered.failure is None:
             return answered
-        return asked.answer(client_final, fresh)
+        fresh = await self._verifiers.fresh(self._user, known)
+        self._tried = (known, fresh)
+        return answered if fresh.verifier == known.verifier else asked.answer(client_final, fresh.verifier)
 
     def for_client(self, request: Authentication) -> bytes | None:
         """What the backend's next Authentication message becomes for the client; None for itself.

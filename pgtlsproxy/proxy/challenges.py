@@ -316,7 +316,7 @@ class Challenges:
 
     async def _relay_answer(self, message: Message) -> None:
         if self._bridge is not None:
-            while (for_backend := self._bridge.for_backend(message)) is None:
+            while (for_backend := await self._bridge.for_backend(message)) is None:
                 await self._client.send(ASK_TO_BEGIN)
                 message = await self._read_answer()
             message = for_backend
@@ -326,9 +326,9 @@ class Challenges:
         if is_scram and self._is_binding_removed and flag not in {None, BindingFlag.NOT_SUPPORTED}:
             raise ChannelBindingImpossible(
                 "client and backend both do SCRAM channel binding, and TLS ends in between. Ways out: "
-                "the users' verifiers at the listener (scram_secrets_file), channel_binding=disable in the "
-                "client, method cert with login: certificate, or the backend's own certificate and key at "
-                "the listener"
+                "the users' verifiers at the listener (scram_secrets_file, auth_query), "
+                "channel_binding=disable in the client, method cert with login: certificate, or the "
+                "backend's own certificate and key at the listener"
             )
         await send_to_backend(self._backend.leg, message.raw)
 

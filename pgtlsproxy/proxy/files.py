@@ -201,6 +201,8 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
         note(plain, listener.ssl_crl_file, "certificate revocation list file")
         note(plain, listener.ssl_dh_params_file, "DH parameters file")
         note(keys, listener.ssl_key_file, "private key file")
+        if listener.auth_query is not None:
+            note(keys, listener.auth_query.passfile, "password file")
         note(directories, listener.ssl_crl_dir, "certificate revocation list directory")
     for backend in settings.backends.values():
         if backend.sslrootcert != SYSTEM_ROOTS:

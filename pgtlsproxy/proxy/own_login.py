@@ -7,7 +7,7 @@ certificate. A password is never sent, in clear or as MD5, whatever the backend 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_startup, send_to_backend
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import BackendSnapshot
+from pgtlsproxy.proxy.stages import BackendAddress
 from pgtlsproxy.tls.certificates import end_point_hash
 from pgtlsproxy.tls.stream import Leg, TLSLeg
 
@@ -43,10 +44,12 @@ class LoggedInAs:
 
     Args:
         verifier: the role's, as the backend has it; None where it did not ask for SCRAM.
+        parameters: what the backend reported (ParameterStatus).
         unread: what it has sent behind ReadyForQuery.
     """
 
     verifier: Verifier | None
+    parameters: Mapping[str, str]
     unread: bytes = field(repr=False)
 
 
@@ -64,15 +67,43 @@ async def at_a_server(
     Raises:
         BackendUnavailable: none answers, or not as it should.
     """
+
+    async def ask_and_close(leg: Leg, _: BackendAddress) -> _T:
+        try:
+            return await ask(leg)
+        finally:
+            leg.close()
+
+    return await open_at_a_server(backend, resolver, user, ask_and_close)
+
+
+async def open_at_a_server(
+    backend: BackendSnapshot,
+    resolver: Resolver,
+    user: str,
+    begin: Callable[[Leg, BackendAddress], Awaitable[_T]],
+) -> _T:
+    """The same over a leg that belongs to whoever began on it; it is closed here where that fails.
+
+    Args:
+        backend: whose.
+        resolver: its names to addresses.
+        user: whose certificate is shown, where there is one a user.
+        begin: what to do on the leg; BackendUnavailable makes the next server be tried.
+
+    Raises:
+        BackendUnavailable: none answers, or not as it should.
+    """
     candidates = Candidates(backend.settings, resolver)
     context = await backend.context_for(user)
     while (address := await candidates.next()) is not None:
         try:
             leg = await dial(address, backend.settings, context)
             try:
-                return await ask(leg)
-            finally:
+                return await begin(leg, address)
+            except BaseException:
                 leg.close()
+                raise
         except OwnCertificateRefused as error:
             candidates.failed(error.at(address, backend.settings))
         except BackendUnavailable as error:
@@ -81,7 +112,12 @@ async def at_a_server(
 
 
 async def log_in_as(
-    leg: Leg, backend: Backend, user: str, database: str, password: Secret | None
+    leg: Leg,
+    backend: Backend,
+    user: str,
+    database: str,
+    password: Secret | None,
+    parameters: Sequence[tuple[str, str]] = (),
 ) -> LoggedInAs:
     """Log in at a backend that has proved itself.
 
@@ -91,12 +127,13 @@ async def log_in_as(
         user: the role.
         database: where.
         password: the role's; None where the backend must not ask for one.
+        parameters: settings of the session.
 
     Raises:
         BackendMisbehaved: it does not let us in, or does not know the role's password itself.
         BackendUnavailable: it closed.
     """
-    startup = StartupMessage(NEWEST, user, database)
+    startup = StartupMessage(NEWEST, user, database, parameters=tuple(parameters))
     login = _Login(leg, user)
     await send_startup(leg, encode_startup(startup, newest=backend.max_protocol_version))
     verifier = None
@@ -106,7 +143,7 @@ async def log_in_as(
             verifier = await login.prove(request, password)
     while not login.exchange.is_ready:
         await login.next_request()
-    return LoggedInAs(verifier, login.reader.take_unread())
+    return LoggedInAs(verifier, login.exchange.parameters, login.reader.take_unread())
 
 
 class _Login:

@@ -60,7 +60,7 @@ def make_rules(files: SnapshotFiles, name: str, listener: Listener, warn: Callab
         ident=ident or IdentMaps(),
         roles=roles,
         looks_up_roles=listener.roles_query is not None,
-        has_verifiers=listener.scram_secrets_file is not None,
+        has_verifiers=listener.has_verifiers,
         plaintext_from=listener.plaintext_from,
         databases=_databases(listener, files.settings.backends),
     )

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import trio
 
-from pgtlsproxy.config import RolesQuery
+from pgtlsproxy.config import AuthQuery, RolesQuery
 from pgtlsproxy.errors import BackendUnavailable
+from pgtlsproxy.protocol.auth_query import NO_ROLE
 from pgtlsproxy.protocol.backend import SCRAM_PLUS
 from pgtlsproxy.protocol.messages import backend_reader, parse_authentication, parse_error_response
 from pgtlsproxy.protocol.startup import NEWEST, StartupMessage, encode_startup
+from pgtlsproxy.proxy.auth_query import ASK_SECONDS, connect_to
 from pgtlsproxy.proxy.backend_roles import FETCH_SECONDS, fetch_memberships
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_startup
@@ -46,16 +48,18 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True)
-class RolesAsked:
-    """What came of a listener's `roles_query`.
+class QueryAsked:
+    """What came of a query that a listener asks for itself.
 
     Args:
+        key: `roles_query` or `auth_query`.
         listener: the listener's name.
         backend: the name of the backend that was asked.
         problem: why it has no answer; None where it has one.
         finding: what the answer is like.
     """
 
+    key: str
     listener: str
     backend: str
     problem: str | None
@@ -72,7 +76,7 @@ async def probe(backend: BackendSnapshot, resolver: Resolver) -> list[Probed]:
     return results
 
 
-async def ask_for_roles(listener: ListenerSnapshot, query: RolesQuery, resolver: Resolver) -> RolesAsked:
+async def ask_for_roles(listener: ListenerSnapshot, query: RolesQuery, resolver: Resolver) -> QueryAsked:
     """Ask for the members of roles as a listener would for its first session."""
     backend = listener.backends[listener.settings.backend_asked(query)]
     problem = f"no answer within {FETCH_SECONDS:g} s"
@@ -85,13 +89,42 @@ async def ask_for_roles(listener: ListenerSnapshot, query: RolesQuery, resolver:
             finding = (
                 f"backend {backend.name} tells {query.shown_user} of {len(found.names)} roles with members"
             )
-            return RolesAsked(listener.name, backend.name, None, finding)
-    return RolesAsked(
+            return QueryAsked("roles_query", listener.name, backend.name, None, finding)
+    return QueryAsked(
+        "roles_query",
         listener.name,
         backend.name,
         f"{problem}; until the backend answers, lines for members of a role refuse whoever comes to them",
         "",
     )
+
+
+async def ask_for_a_verifier(listener: ListenerSnapshot, query: AuthQuery, resolver: Resolver) -> QueryAsked:
+    """Ask for the verifier of a user whom nobody has, as a listener would for a login."""
+    name = listener.settings.backend_asked(query)
+    problem = f"no answer within {ASK_SECONDS:g} s"
+    with trio.move_on_after(ASK_SECONDS):
+        try:
+            asked = await connect_to(listener, resolver).ask(_nobody())
+        except BackendUnavailable as error:
+            problem = error.reason
+        else:
+            if asked.secret.lack == NO_ROLE:
+                finding = f"backend {name} answers {query.shown_user}, and has no verifier for nobody"
+                return QueryAsked("auth_query", listener.name, name, None, finding)
+            problem = "it has a secret for a user whom nobody has: the query does not ask for the name in $1"
+    return QueryAsked(
+        "auth_query",
+        listener.name,
+        name,
+        f"{problem}; until the backend answers, nobody who needs a verifier of it can log in",
+        "",
+    )
+
+
+def _nobody() -> str:
+    """A name that no user has, and that an administrator knows again in the server's log."""
+    return f"pgtlsproxy_check_{secrets.token_hex(4)}"
 
 
 async def _probe_address(backend: BackendSnapshot, address: BackendAddress) -> Probed:
@@ -113,9 +146,8 @@ async def _probe_address(backend: BackendSnapshot, address: BackendAddress) -> P
 
 
 async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str]:
-    user = f"pgtlsproxy_check_{secrets.token_hex(4)}"
     reader = backend_reader()
-    await send_startup(leg, encode_startup(StartupMessage(NEWEST, user, "postgres")))
+    await send_startup(leg, encode_startup(StartupMessage(NEWEST, _nobody(), "postgres")))
     message = await read_message(leg, reader)
     while message.type not in {b"R", b"E"}:
         message = await read_message(leg, reader)

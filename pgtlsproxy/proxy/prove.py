@@ -30,7 +30,7 @@ from pgtlsproxy.protocol.scram.server import WrongProof
 from pgtlsproxy.protocol.startup import version_answer
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.stages import Negotiated, Proved
-from pgtlsproxy.proxy.verifiers import Verifiers
+from pgtlsproxy.proxy.verifiers import Known, Verifiers
 from pgtlsproxy.tls.certificates import end_point_hash
 from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS
 
@@ -81,7 +81,7 @@ async def prove(
     raise Unproven(f"{grant.hba}: nothing that the proxy can ask for proves the user")
 
 
-def require_still_good(proved: Proved, user: str, verifiers: Verifiers) -> None:
+async def require_still_good(proved: Proved, user: str, verifiers: Verifiers) -> None:
     """Hold a password that was good when the client was asked against the verifiers of now.
 
     Args:
@@ -92,8 +92,12 @@ def require_still_good(proved: Proved, user: str, verifiers: Verifiers) -> None:
     Raises:
         WrongProof: the user has another verifier, or none any more.
     """
-    if proved.verifier is not None and verifiers.fresh(user) != proved.verifier:
-        raise WrongProof(user, f"the password was good, and is not by the newest {verifiers.where(user)}")
+    if proved.verifier is None:
+        return
+    current = await verifiers.current(user)
+    if current.verifier != proved.verifier:
+        why = f"the password was good, and is not by the newest {current.where}"
+        raise WrongProof(user, f"{why}, which {current.lack}" if current.lack else why)
 
 
 def greeting(negotiated: Negotiated, grant: Grant) -> bytes:
@@ -118,6 +122,11 @@ async def check_password(password: Secret, verifier: Verifier) -> bool:
     return hmac.compare_digest(made.stored_key.reveal(), verifier.stored_key.reveal())
 
 
+def _explained(error: WrongProof, user: str, known: Known) -> WrongProof:
+    """The same with why nobody could have been right, for the log."""
+    return error if known.verifier is not None else WrongProof(user, f"{error.reason}; {known.explained}")
+
+
 class _Asking:
     """One client that is asked by us."""
 
@@ -137,10 +146,16 @@ class _Asking:
         if client_first is None:
             await self._say(ASK_TO_BEGIN)
             client_first = (await self._read_scram()).body
-        verifier = self._verifiers.for_challenge(self._grant.user)
+        user = self._grant.user
+        known, verifier = await self._verifiers.for_challenge(user)
         asked = server.challenge(verifier, end_point, mechanism, client_first)
         await self._say(encode_authentication(11, asked.server_first))
-        server_final = asked.verify((await self._read_scram()).body, self._grant.user)
+        client_final = (await self._read_scram()).body
+        try:
+            server_final = asked.verify(client_final, user)
+        except WrongProof as error:
+            self._verifiers.doubt(user)  # the password may be a new one, and this salt the old one's
+            raise _explained(error, user, known) from None
         await self._say(encode_authentication(12, server_final))
         return verifier
 
@@ -151,10 +166,16 @@ class _Asking:
             raise Unproven(f"{self._grant.hba} asks for a password in clear, and the client's leg is clear")
         await self._say(greeting(self._negotiated, self._grant) + ASK_FOR_PASSWORD)
         password = parse_password((await self._read()).body)
-        verifier = self._verifiers.for_challenge(self._grant.user)
-        if not await check_password(password, verifier):
-            raise WrongProof(self._grant.user, "the password is wrong")
-        return verifier
+        user = self._grant.user
+        known = await self._verifiers.known(user)
+        verifier = known.verifier or self._verifiers.doomed(user)
+        if await check_password(password, verifier):
+            return verifier
+        fresh = await self._verifiers.fresh(user, known)
+        is_newer = fresh.verifier is not None and fresh.verifier != known.verifier
+        if fresh.verifier is None or not is_newer or not await check_password(password, fresh.verifier):
+            raise _explained(WrongProof(user, "the password is wrong"), user, fresh)
+        return fresh.verifier
 
     def proved(self, kind: ProofKind, verifier: Verifier) -> Proved:
         user = self._grant.user

@@ -9,6 +9,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.observability.logs import RefusalFolder
 from pgtlsproxy.proxy.admission import Admission
+from pgtlsproxy.proxy.auth_query import AuthQueries
 from pgtlsproxy.proxy.authorise import LookUps
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.relay import Relay
@@ -25,6 +26,7 @@ class Services:
         folder: what holds floods of refusals back.
         resolver: names of backends to addresses.
         look_ups: what has to be asked about clients.
+        auth_queries: the verifiers that backends are asked for.
         cancels: the live sessions' cancel keys.
         relay: what carries sessions that are logged in.
         admission: how many are there, and whether anybody is let in.
@@ -35,6 +37,7 @@ class Services:
     folder: RefusalFolder
     resolver: Resolver
     look_ups: LookUps
+    auth_queries: AuthQueries
     cancels: Cancels
     relay: Relay
     admission: Admission

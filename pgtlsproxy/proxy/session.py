@@ -100,7 +100,9 @@ async def _run(
         seat.must_be_over_by(accepted.deadline, "the login was not over in time (authentication_timeout)")
         seat.take_session()
         grant = await authorise(negotiated, services.look_ups, log)
-        verifiers = verifiers_of(accepted.listener, services.in_service)
+        verifiers = verifiers_of(
+            accepted.listener, snapshot.generation, services.in_service, services.auth_queries
+        )
         proved = await prove(negotiated, grant, client, verifiers)
         if proved is not None:
             seat.proved()
@@ -125,7 +127,7 @@ async def _log_in(
     async def admit(proof: Proof, standing: Standing = standing) -> Standing:
         services.admission.check_open()
         if proved is not None and verifiers is not None:
-            require_still_good(proved, grant.user, verifiers)
+            await require_still_good(proved, grant.user, verifiers)
         return await keep_up(standing, negotiated.leg, proof, services)
 
     while True:

@@ -23,6 +23,12 @@ from pgtlsproxy.protocol.passfile import Passfile
 from pgtlsproxy.protocol.scram.secrets import Secrets
 from pgtlsproxy.proxy.files import SnapshotFiles, read
 from pgtlsproxy.proxy.issuers import knowing_issuers, with_trusted_issuers
+from pgtlsproxy.proxy.listener_secrets import (
+    auth_passfile_path,
+    lacks_mock_secret,
+    passfile_of_kept_policy,
+    secrets_of_kept_policy,
+)
 from pgtlsproxy.proxy.policies import make_rules
 from pgtlsproxy.proxy.restarts import restart_warnings
 from pgtlsproxy.proxy.units import Units
@@ -48,7 +54,8 @@ class ListenerSnapshot:
         trust: who vouches for its clients; None without ssl_ca_file.
         tls_context: None with `ssl: off`.
         options: what the TLS context was built with.
-        secrets: the SCRAM verifiers of its users; None without scram_secrets_file.
+        secrets: the SCRAM verifiers of its users, empty with auth_query alone; None without either.
+        auth_passfile: the password of the role of auth_query; None where it has none.
     """
 
     name: str
@@ -60,6 +67,7 @@ class ListenerSnapshot:
     tls_context: SSL.Context | None = field(repr=False)
     options: TLSOptions | None = field(repr=False)
     secrets: Secrets | None = field(repr=False)
+    auth_passfile: Passfile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +236,11 @@ class _Builder:
             lambda: self._units.secrets(name, settings),
             old.secrets if old else None,
         )
+        auth_passfile = self._unit(
+            f"password for auth_query of listener {name}",
+            lambda: self._units.auth_passfile(name, settings),
+            old.auth_passfile if old else None,
+        )
         if self._files.settings is None:
             policy = kept_policy  # a YAML file that cannot be used moves no policy
         else:
@@ -236,13 +249,17 @@ class _Builder:
                 lambda: self._policy(name, settings, trust, secrets),
                 kept_policy,
             )
-        if policy is None or tls is None or (settings.scram_secrets_file is not None and secrets is None):
+        lacks_password = auth_passfile_path(settings) is not None and auth_passfile is None
+        if policy is None or tls is None or (settings.has_verifiers and secrets is None) or lacks_password:
             return None
         if old is not None and policy is kept_policy:
-            secrets = _secrets_of_kept_policy(old, settings, secrets)
+            secrets = secrets_of_kept_policy(old.settings, old.secrets, settings, secrets)
+            auth_passfile = passfile_of_kept_policy(old.settings, old.auth_passfile, settings, auth_passfile)
         kept_settings, rules, backends = policy
         pair, trust, context, options = tls
-        return ListenerSnapshot(name, kept_settings, rules, backends, pair, trust, context, options, secrets)
+        return ListenerSnapshot(
+            name, kept_settings, rules, backends, pair, trust, context, options, secrets, auth_passfile
+        )
 
     def _listener_tls(self, name: str, settings: Listener, old: ListenerSnapshot | None) -> _TLS | None:
         """Certificate, CA, context and options of a listener; None where there is no whole set of them."""
@@ -321,7 +338,8 @@ class _Builder:
                 place = f"{self._files.path}: {show_path(('listeners', name, *key))}"
                 raise ConfigError([Mistake(place, problem)])
             backends[wanted_name] = backend
-        if self._old is not None and _lacks_mock_secret(secrets, backends):
+        destinations = [backends[each].settings for each in settings.backends]
+        if self._old is not None and lacks_mock_secret(secrets, destinations):
             place = f"{self._files.path}: listeners.{name}.scram_mock_secret_file"
             raise ConfigError([Mistake(place, "does not load, and the policy needs it")])
         return settings, rules, backends
@@ -374,26 +392,3 @@ class _Builder:
         ):
             return old
         return BackendSnapshot(name, settings, pair, trust, context, users, passfile)
-
-
-def _lacks_mock_secret(secrets: Secrets | None, backends: Mapping[str, BackendSnapshot]) -> bool:
-    """Whether users without a verifier would show, for the proxy asks for passwords and cannot ask them."""
-    asks = any(backend.settings.login != "passthrough" for backend in backends.values())
-    return asks and secrets is not None and secrets.mock_secret is None
-
-
-def _secrets_of_kept_policy(
-    old: ListenerSnapshot, settings: Listener, newest: Secrets | None
-) -> Secrets | None:
-    """The verifiers of a policy that stays in service: the newest of its own file, with its mock secret.
-
-    Args:
-        old: the listener in service.
-        settings: what was to take its place.
-        newest: the verifiers for those.
-    """
-    if newest is None or settings.scram_secrets_file != old.settings.scram_secrets_file:
-        return old.secrets
-    if newest.mock_secret is None and old.secrets is not None:
-        return replace(newest, mock_secret=old.secrets.mock_secret)
-    return newest

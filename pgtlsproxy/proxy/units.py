@@ -19,6 +19,7 @@ from pgtlsproxy.identity import Secret
 from pgtlsproxy.protocol.passfile import Passfile, parse_passfile
 from pgtlsproxy.protocol.scram.secrets import Secrets, parse_secrets
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
+from pgtlsproxy.proxy.listener_secrets import auth_passfile_path
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
 from pgtlsproxy.tls.anchors import crl_warning, require_root
@@ -93,7 +94,7 @@ class Units:
         """Say that libpq gives up where it is offered channel binding to such a certificate."""
         settings = self._files.settings
         backends = [settings.backends[each] for each in listener.backends] if settings is not None else []
-        may_offer_binding = listener.scram_secrets_file is None and any(
+        may_offer_binding = not listener.has_verifiers and any(
             backend.login == "passthrough" and backend.has_tcp_host and backend.sslmode != "disable"
             for backend in backends
         )
@@ -117,17 +118,25 @@ class Units:
         )
 
     def secrets(self, name: str, listener: Listener) -> Secrets | None:
-        """The SCRAM verifiers of a listener's users; None where it has no file of them."""
-        path = listener.scram_secrets_file
-        if path is None:
+        """The SCRAM verifiers that a listener has of its users; None where it has no way to know any."""
+        if not listener.has_verifiers:
             return None
-        secrets = parse_secrets(path, self._key(f"listeners.{name}.scram_secrets_file", path))
+        path, secrets = listener.scram_secrets_file, Secrets("", {})
+        if path is not None:
+            secrets = parse_secrets(path, self._key(f"listeners.{name}.scram_secrets_file", path))
         mock = listener.mock_secret_file
         if mock is None or mock not in self._files.keys:
             return secrets
         return replace(
             secrets, mock_secret=Secret(self._key(f"listeners.{name}.scram_mock_secret_file", mock))
         )
+
+    def auth_passfile(self, name: str, listener: Listener) -> Passfile | None:
+        """The password of the role that asks for verifiers; None where it has none."""
+        path = auth_passfile_path(listener)
+        if path is None:
+            return None
+        return parse_passfile(path, self._key(f"listeners.{name}.auth_query.passfile", path))
 
     def server_options(self, name: str, listener: Listener) -> TLSOptions:
         """The TLS settings of a listener."""

@@ -1,14 +1,101 @@
-"""Where a login finds the SCRAM verifier of its user."""
+"""Where a login finds the SCRAM verifier of its user: in scram_secrets_file, and else by auth_query.
+
+A user who has a line in the file is the file's alone, an expired line included. Who is listed, asked for or
+unknown must not show: whoever fails costs one question, and no answer comes sooner than a question's.
+"""
 
 from __future__ import annotations
 
+import secrets as random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
-from pgtlsproxy.protocol.scram.keys import Verifier
+from pgtlsproxy.identity import Secret
+from pgtlsproxy.protocol.scram.keys import KEY_OCTETS, Verifier
 from pgtlsproxy.protocol.scram.secrets import Secrets
+from pgtlsproxy.proxy.auth_query import AskedVerifiers, AuthQueries, LookUpFailed
 from pgtlsproxy.proxy.snapshot import ListenerSnapshot, Snapshot
+
+_ALWAYS: Final = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a user's verifier.
+
+    Args:
+        verifier: None where there is none, or where it has expired.
+        where: where it comes from, for the log.
+        is_asked: whether it was asked for, and does not stand in a file.
+        lack: why there is none, to be put behind `where`.
+        since: when the look-up began; what is asked for from then on is newer.
+    """
+
+    verifier: Verifier | None
+    where: str
+    is_asked: bool
+    lack: str
+    since: float
+
+    @property
+    def explained(self) -> str:
+        """Why there is none, as a clause."""
+        return f"{self.where} {self.lack}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where one configuration of a listener has its users' verifiers from.
+
+    Args:
+        secrets: what it lists.
+        asked: whom it asks for others; None where nobody.
+    """
+
+    secrets: Secrets
+    asked: AskedVerifiers | None
+
+    async def look(self, user: str, not_before: float = _ALWAYS) -> Known:
+        """What is known of a user's verifier.
+
+        Args:
+            user: of the StartupMessage.
+            not_before: what has been asked for must have been then or later, by the monotonic clock.
+        """
+        since = time.monotonic()
+        if self.asked is None or (user in self.secrets.by_user and not_before == _ALWAYS):
+            return self._listed(user, since)
+        found = await self._ask(self.asked, user, not_before, since)
+        # Who fails is asked for even if listed: by the time that it takes nobody shall tell.
+        return self._listed(user, since) if user in self.secrets.by_user else found
+
+    def _listed(self, user: str, since: float) -> Known:
+        verifier = self.secrets.verifier(user, time.time())
+        lack = "" if verifier is not None else "has no line for the user, or one that has expired"
+        return Known(verifier, self.secrets.where(user), is_asked=False, lack=lack, since=since)
+
+    async def _ask(self, asked: AskedVerifiers, user: str, not_before: float, since: float) -> Known:
+        now, verifier = time.time(), None
+        try:
+            secret = (await asked.look(user, not_before)).secret
+        except LookUpFailed as error:
+            lack = f"has no answer: {error.reason}"
+        else:
+            verifier = secret.at(now)
+            lack = "says that the password has expired" if secret.is_expired(now) else secret.lack
+        where = f"auth_query at backend {asked.name}"
+        return Known(verifier, where, is_asked=True, lack=lack, since=since)
+
+    def doomed(self, user: str) -> Verifier:
+        """A verifier that looks like the user's, or like one that it could have, and fits no password."""
+        last = None if self.asked is None else self.asked.last(user)
+        if last is not None and last.secret.verifier is not None and not last.secret.is_expired(time.time()):
+            # The backend does not answer: the salt that the user had before is not to change for that.
+            keys = (Secret(random.token_bytes(KEY_OCTETS)) for _ in range(2))
+            return Verifier(last.secret.verifier.salt, last.secret.verifier.iterations, *keys)
+        return self.secrets.doomed(user, None if self.asked is None else self.asked.iterations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,41 +103,70 @@ class Verifiers:
     """Where the verifier of a session's user is found.
 
     Args:
-        secrets: what the session's configuration lists.
-        newest: what is listed in the configuration that is in service now; None where nothing is any more.
+        sources: those of the session's configuration.
+        newest: those of the configuration that is in service now; None where it has none any more.
     """
 
-    secrets: Secrets
-    newest: Callable[[], Secrets | None] = field(repr=False)
+    sources: Sources
+    newest: Callable[[], Sources | None] = field(repr=False)
 
-    def known(self, user: str) -> Verifier | None:
-        """The user's verifier, as far as it is known without asking."""
-        return self.secrets.verifier(user, time.time())
+    async def known(self, user: str) -> Known:
+        """The user's verifier, by what is believed of it."""
+        return await self.sources.look(user)
 
-    def for_challenge(self, user: str) -> Verifier:
-        """The user's verifier, or one that looks the same and fits no password."""
-        return self.secrets.for_challenge(user, time.time())
+    async def for_challenge(self, user: str) -> tuple[Known, Verifier]:
+        """What is known, and the user's verifier, or one that looks the same and fits no password."""
+        known = await self.known(user)
+        if self.sources.asked is not None:
+            await self.sources.asked.show_nothing(known.since)
+        return known, known.verifier or self.doomed(user)
 
-    def fresh(self, user: str) -> Verifier | None:
-        """The newest that can be had; for whom the known one does not prove."""
-        newest = self.newest()
-        return None if newest is None else newest.verifier(user, time.time())
+    def doomed(self, user: str) -> Verifier:
+        """A verifier that looks like the user's and fits no password."""
+        return self.sources.doomed(user)
 
-    def where(self, user: str) -> str:
-        """Where the user's verifier stands, for the log."""
-        return (self.newest() or self.secrets).where(user)
+    async def fresh(self, user: str, known: Known) -> Known:
+        """What is newer than what is known; for whom that does not prove."""
+        return await self._newest(user, known.since)
+
+    async def current(self, user: str) -> Known:
+        """What is believed now, by the configuration that is in service."""
+        return await self._newest(user, _ALWAYS)
+
+    async def _newest(self, user: str, not_before: float) -> Known:
+        sources = self.newest()
+        if sources is not None:
+            return await sources.look(user, not_before)
+        where = "the configuration in service"
+        return Known(None, where, is_asked=False, lack="has no verifiers", since=time.monotonic())
+
+    def doubt(self, user: str) -> None:
+        """Have the next login of the user ask anew: this one has failed with what is believed."""
+        for sources in (self.sources, self.newest()):
+            if sources is not None and sources.asked is not None:
+                sources.asked.doubt(user)
 
 
-def verifiers_of(listener: ListenerSnapshot, in_service: Callable[[], Snapshot]) -> Verifiers | None:
+def verifiers_of(
+    listener: ListenerSnapshot, generation: int, in_service: Callable[[], Snapshot], asked: AuthQueries
+) -> Verifiers | None:
     """Where the verifiers of a listener's users are found; None where it has none.
 
     Args:
         listener: as a session came to it.
+        generation: of which configuration that was.
         in_service: gives the configuration that is served now.
+        asked: what has been asked of backends.
     """
 
-    def newest() -> Secrets | None:
-        served = in_service().listeners.get(listener.name)
-        return None if served is None else served.secrets
+    def sources_of(found: ListenerSnapshot | None, number: int) -> Sources | None:
+        if found is None or found.secrets is None:
+            return None
+        return Sources(found.secrets, asked.of(found, number))
 
-    return None if listener.secrets is None else Verifiers(listener.secrets, newest)
+    def newest() -> Sources | None:
+        served = in_service()
+        return sources_of(served.listeners.get(listener.name), served.generation)
+
+    sources = sources_of(listener, generation)
+    return None if sources is None else Verifiers(sources, newest)

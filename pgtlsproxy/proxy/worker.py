@@ -23,6 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.logs import RefusalFolder, queued_log
 from pgtlsproxy.proxy.admission import Admission
+from pgtlsproxy.proxy.auth_query import AuthQueries
 from pgtlsproxy.proxy.authorise import LookUps
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.channel import (
@@ -139,6 +140,7 @@ class _Worker:
                     folder=self._folder,
                     resolver=self._resolver,
                     look_ups=LookUps(),
+                    auth_queries=AuthQueries(),
                     cancels=cancels,
                     relay=relay,
                     admission=admission,

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from fixtures.auth_query import AUTH_QUERY, FILES, LOOKUP_PASSWORD, LOOKUP_ROLE, install
 from fixtures.certs import common_names
 from fixtures.deployments import (
     PROXY_CERTIFICATE_HBA,
@@ -94,7 +95,7 @@ WRONG = {
     "unknown group": (lambda c: c["listeners"]["a"].update(ssl_groups="nope"), r'"nope" is no key exchange group'),
     "unknown key": (lambda c: c["listeners"]["a"].update(ssl_cert_fil="x"), r"ssl_cert_fil: there is no such setting; did you mean ssl_cert_file"),
     "later key": (
-        lambda c: c["listeners"]["a"].update(auth_query="x"), r"auth_query: is not in this version",
+        lambda c: c["listeners"]["a"].update(session_lifetime="1h"), r"session_lifetime: is not in this version",
     ),
     "address twice": (
         lambda c: c["listeners"].update(b={**c["listeners"]["a"], "listen": ["127.0.0.1:1"]}) or c["listeners"]["a"].update(listen=["127.0.0.1:1"]),
@@ -345,6 +346,52 @@ def test_a_roles_query_that_never_ends_is_told(certs, fake_backend, proxy, comma
         "listeners.a.roles_query: no answer within 0.2 s; until the backend answers"
         in capsys.readouterr().err
     )
+
+
+def asking_for_verifiers(certs, cluster, **query):
+    """A listener that asks for verifiers at its own backend."""
+    listener = with_tls(certs, auth_query=AUTH_QUERY | query)
+    return config({"a": listener}, primary=passthrough(cluster, certs))
+
+
+WRONG_QUERIES = {
+    "no function": ({}, "3F000: schema .pgtlsproxy. does not exist; run config/auth_query.sql"),
+    "no right": ({}, "42501: permission denied for schema pgtlsproxy; grant the role"),
+    "no such database": ({"dbname": "nowhere"}, "no line of .*lookup.pass is for localhost:.*:nowhere:"),
+    "no expiry": ({"query": "SELECT rolname, NULL::text FROM pg_roles WHERE rolname = $1"}, "gives 2 columns .*, expected rolname"),
+    "an expiry of no type": ({"query": "SELECT rolname, rolpassword, NULL FROM pg_roles WHERE rolname = $1"}, "gives 3 columns of other types, .* NULL::timestamptz"),
+    "no rows": ({"query": "DELETE FROM pg_temp.x WHERE $1 = ''"}, "42P01: relation .pg_temp.x. does not exist"),
+    "no question": ({"query": "SELECT 'a'::name, NULL::text, NULL::timestamptz WHERE $1 <> ''"}, "gives another role"),
+    "no SQL": ({"query": "$1"}, "42601: syntax error"),
+    "no password": ({"user": "bob", "passfile": "bob.pass"}, 'refuses user "bob": 28P01'),
+}  # fmt: skip
+
+
+def test_connect_runs_the_auth_query_and_says_what_is_wrong(certs, own_cluster, proxy, command_line):
+    cluster = own_cluster(17)
+    cluster.psql(f"CREATE ROLE {LOOKUP_ROLE} LOGIN PASSWORD '{LOOKUP_PASSWORD}'")
+    files = {"pg_hba.conf": "host all all all trust\n", "bob.pass": "*:*:*:bob:wrong\n"} | FILES
+
+    def check(query, *options):
+        path = proxy.write(asking_for_verifiers(certs, cluster, **query), files)
+        return command_line("check", "-c", path, "--connect", *options)
+
+    for case, (query, problem) in WRONG_QUERIES.items():
+        if case == "no right":
+            install(cluster)
+            cluster.psql(f"REVOKE ALL ON SCHEMA pgtlsproxy FROM {LOOKUP_ROLE}")
+        done = check(query)
+        assert done.returncode == 1, case
+        (told,) = [line for line in done.stderr.splitlines() if "auth_query: " in line]
+        assert re.search(rf"listeners.a.auth_query: backend primary: .*{problem}", told), (case, told)
+        assert told.endswith("nobody who needs a verifier of it can log in")
+    install(cluster)
+    done = check({})
+    assert (done.returncode, done.stderr) == (0, "")
+    finding = f'backend primary answers user "{LOOKUP_ROLE}", and has no verifier for nobody'
+    assert f"auth_query of listener a: {finding}" in done.stdout.splitlines()
+    (row,) = json.loads(check({}, "--json").stdout)["verifiers"]
+    assert (row["listener"], row["backend"], row["finding"]) == ("a", "primary", finding)
 
 
 def test_files_that_are_not_there_and_need_not_be_are_named(certs, proxy, command_line):

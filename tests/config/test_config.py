@@ -321,6 +321,63 @@ CASES = {
         LM + "roles_query",
         "keep one",
     ),
+    "auth_query_user": (in_clear(auth_query="{lifetime: 5s}"), LM + "auth_query.user", "the role that asks"),
+    "auth_query_key": (
+        in_clear(auth_query="{user: a, usr: b}"),
+        LM + "auth_query.usr",
+        "did you mean user",
+    ),
+    "auth_query_time": (
+        in_clear(auth_query="{user: a, lifetime: 2d}"),
+        LM + "auth_query.lifetime",
+        "out of range",
+    ),
+    "auth_query_without_a_name": (
+        in_clear(auth_query='{user: a, passfile: p, query: "SELECT 1"}'),
+        LM + "auth_query.query",
+        "$1",
+    ),
+    "auth_query_list": (in_clear(auth_query="[a]"), LM + "auth_query", "expected settings"),
+    "auth_query_of_several": (
+        text(
+            {**BASE_L, "databases": "{a: other}", "auth_query": "{user: x, passfile: p}"},
+            more_backends=["other"],
+        ),
+        LM + "auth_query",
+        "other, primary",
+    ),
+    "auth_query_backend": (
+        in_clear(auth_query="{user: a, passfile: p, backend: x}"),
+        LM + "auth_query.backend",
+        "no backend",
+    ),
+    "auth_query_without_a_password": (
+        in_clear(auth_query="{user: a}"),
+        LM + "auth_query.passfile",
+        "is missing",
+        'user "a"',
+    ),
+    "auth_query_without_a_mock_secret": (
+        text(
+            {**BASE_L, "auth_query": "{user: a, passfile: p}"},
+            {**BASE_B, "login": "passfile", "passfile": "p"},
+        ),
+        LM + "scram_mock_secret_file",
+        "is missing",
+    ),
+    "auth_query_unverified": (
+        text(
+            {**BASE_L, "auth_query": "{user: a, passfile: p}"},
+            {**BASE_B, "sslmode": "require", "insecure_backend": "true"},
+        ),
+        LM + "auth_query",
+        "use verify-full",
+    ),
+    "mock_secret_alone": (
+        in_clear(scram_mock_secret_file="m"),
+        LM + "scram_mock_secret_file",
+        "auth_query",
+    ),
     "sslsni_2": (passthrough(sslsni="2"), BM + "sslsni"),
     "insecure_text": (passthrough(insecure_backend='"yes"'), BM + "insecure_backend"),
     "warnings_key": (text(top={"warnings": "[]"}), "warnings"),
@@ -335,7 +392,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 LATER = {
     "": "max_connections_per_source max_connections_per_user status console reuse_port max_handshakes dns_cache",
-    "l": "auth_query proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
+    "l": "proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
 }
 

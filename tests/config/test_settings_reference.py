@@ -8,7 +8,7 @@ import pytest
 
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.explaining import OLDER_NAMES
-from pgtlsproxy.config.listener import Database, Listener, RolesQuery
+from pgtlsproxy.config.listener import AuthQuery, Database, Listener, RolesQuery
 from pgtlsproxy.config.settings import General, Log
 from pgtlsproxy.config.values import parse_time
 from pgtlsproxy.tls.contexts import DEFAULT_CLIENT_GROUPS
@@ -20,6 +20,7 @@ PLACES = {
     "listeners.NAME": Listener,
     "databases": Database,
     "roles_query": RolesQuery,
+    "auth_query": AuthQuery,
     "backends.NAME": Backend,
 }
 

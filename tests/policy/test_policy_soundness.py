@@ -44,7 +44,7 @@ def check(
 
 SOUND = "sound"
 UNSOUND = "trust with login"
-NO_SECRETS = "needs the users' verifiers: set scram_secrets_file at listener central"
+NO_SECRETS = "needs the users' verifiers: set scram_secrets_file or auth_query at listener central"
 ASKS_NOBODY = "is for the backend to ask"
 
 

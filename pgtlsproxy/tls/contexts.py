@@ -20,6 +20,7 @@ from OpenSSL import SSL, crypto
 from pgtlsproxy.errors import Mistake
 from pgtlsproxy.tls import diffie_hellman, openssl
 from pgtlsproxy.tls.root_lists import RootLists
+from pgtlsproxy.tls.rsa_pss import as_pss_key
 from pgtlsproxy.tls.trust import Trust, add_anchors, add_crls
 
 ALPN_PROTOCOL: Final = b"postgresql"
@@ -255,7 +256,13 @@ def _apply_pair(context: SSL.Context, pair: KeyPair, key_setting: str) -> list[t
         context.use_certificate(pair.leaf)
         for intermediate in pair.chain[1:]:
             context.add_extra_chain_cert(intermediate)
-        context.use_privatekey(pair.key)  # type: ignore[arg-type] # DH and X25519 keys fail here, as they should
+        pss_key = as_pss_key(pair.leaf, pair.key)
+        if pss_key is None:
+            context.use_privatekey(pair.key)  # type: ignore[arg-type] # DH and X25519 keys fail here, as they should
+        elif openssl.use_key(context, pss_key) is None:
+            return [
+                (key_setting, "this pyOpenSSL takes no RSA-PSS keys: make a certificate with a plain RSA key")
+            ]
         context.check_privatekey()
     except (*UNUSABLE, TypeError) as error:
         return [(key_setting, f"OpenSSL does not take the certificate and its key: {openssl_reason(error)}")]

@@ -23,6 +23,7 @@ except ImportError:  # a pyOpenSSL that hides its binding elsewhere
 
 _REQUIRED = (
     "SSL_CTX_set1_curves_list",
+    "SSL_CTX_use_PrivateKey",
     "SSL_session_reused",
     "SSL_get_verify_result",
     "ERR_clear_error",
@@ -85,6 +86,29 @@ def set_groups(context: SSL.Context, groups: str) -> bool | None:
     if not HAS_BINDING or raw is None:
         return None
     accepted: bool = _lib.SSL_CTX_set1_curves_list(raw, groups.encode("ascii", "replace")) == 1
+    if not accepted:
+        _lib.ERR_clear_error()
+    return accepted
+
+
+def use_key(context: SSL.Context, key: bytes) -> bool | None:
+    """Give a context the key of its certificate, where it is none that `cryptography` tells from others.
+
+    Args:
+        context: a context that no connection uses yet.
+        key: PKCS #8 in DER.
+
+    Returns:
+        Whether OpenSSL takes it; None where the binding is missing.
+    """
+    raw: Any = getattr(context, "_context", None)
+    if not HAS_BINDING or raw is None:
+        return None
+    # The context's own method warns of such a key in any thread, which no filter can stop in one.
+    loaded: Any = getattr(crypto.load_privatekey(crypto.FILETYPE_ASN1, key), "_pkey", None)
+    if loaded is None:
+        return None
+    accepted: bool = _lib.SSL_CTX_use_PrivateKey(raw, loaded) == 1
     if not accepted:
         _lib.ERR_clear_error()
     return accepted

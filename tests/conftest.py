@@ -6,4 +6,5 @@ pytest_plugins = [
     "fixtures.shared_proxy",
     "fixtures.fake_backend",
     "fixtures.legs",
+    "fixtures.guide",
 ]

@@ -51,6 +51,7 @@ class Setup:
     Args:
         name: as the manual has it.
         asked: of the client.
+        words: what the manual says of the client's leg, the server's leg, `login` and the method.
         listener: the listener's settings more than the usual.
         backend: the backend's name, see `_backends`.
         same_leaf: whether the listener shows the server's certificate.
@@ -59,24 +60,28 @@ class Setup:
 
     name: str
     asked: Asked
+    words: tuple[str, str, str, str]
     listener: Config
     backend: str = "TLS"
     same_leaf: bool = False
     clear: bool = False
 
 
+_THROUGH, _KNOWING = "`passthrough`", "`passthrough`, with `scram_secrets_file`"
+_SCRAM = "`scram-sha-256`"
+
 SETUPS = (
-    Setup("verifiers", Asked.BOUND, SECRETS),
-    Setup("none", Asked.UNBOUND_BY_SERVER, {}),
-    Setup("same certificate", Asked.BOUND, {}, same_leaf=True),
-    Setup("Unix socket", Asked.UNBOUND, {}, "socket"),
-    Setup("in clear", Asked.UNBOUND_BY_SERVER, {}, clear=True),
-    Setup("in clear, verifiers", Asked.UNBOUND, SECRETS, clear=True),
-    Setup("certificate", Asked.BOUND, SECRETS, "certificate"),
-    Setup("passfile", Asked.BOUND, SECRETS, "passfile"),
-    Setup("cert", Asked.NOTHING, {"hba_file": "cert.conf"}, "certificate"),
-    Setup("password", Asked.PASSWORD, {"hba_file": "password.conf"}),
-)
+    Setup("verifiers", Asked.BOUND, ("TLS", "TLS", _KNOWING, _SCRAM), SECRETS),
+    Setup("none", Asked.UNBOUND_BY_SERVER, ("TLS", "TLS", _THROUGH, _SCRAM), {}),
+    Setup("same certificate", Asked.BOUND, ("TLS", "TLS, with the proxy's certificate and key", _THROUGH, _SCRAM), {}, same_leaf=True),
+    Setup("Unix socket", Asked.UNBOUND, ("TLS", "Unix socket", _THROUGH, _SCRAM), {}, "socket"),
+    Setup("in clear", Asked.UNBOUND_BY_SERVER, ("in clear", "TLS", _THROUGH, _SCRAM), {}, clear=True),
+    Setup("in clear, verifiers", Asked.UNBOUND, ("in clear", "TLS", _KNOWING, _SCRAM), SECRETS, clear=True),
+    Setup("certificate", Asked.BOUND, ("TLS", "TLS", "`certificate`, with `scram_secrets_file`", _SCRAM), SECRETS, "certificate"),
+    Setup("passfile", Asked.BOUND, ("TLS", "TLS", "`passfile`, with `scram_secrets_file`", _SCRAM), SECRETS, "passfile"),
+    Setup("cert", Asked.NOTHING, ("TLS", "TLS", "`certificate`", "`cert`"), {"hba_file": "cert.conf"}, "certificate"),
+    Setup("password", Asked.PASSWORD, ("TLS", "TLS", _THROUGH, "`password`"), {"hba_file": "password.conf"}),
+)  # fmt: skip
 """The columns of the matrix."""
 
 HBA_FILES = {

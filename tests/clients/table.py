@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 
 from clients.kinds import KINDS, Kind, Outcome
 from clients.setups import SETUPS, Asked, Setup
 
-MANUAL = Path(__file__).parents[2] / "docs" / "scram.md"
-START = "<!-- clients: PGTLSPROXY_WRITE_TABLE=1 ./dev test tests/clients writes from here -->\n"
-END = "<!-- clients: to here -->\n"
+_ROOT = Path(__file__).parents[2]
+_START = "<!-- clients: PGTLSPROXY_WRITE_TABLE=1 ./dev test tests/clients writes from here -->\n"
+_END = "<!-- clients: to here -->\n"
 
 
 class Verdict(Enum):
@@ -84,32 +84,67 @@ def expected(kind: Kind, setup: Setup) -> Verdict:
     return Verdict.LOGGED_IN
 
 
-def render(verdicts: Verdicts) -> str:
-    """The table; clients that have the same lines share them."""
-    rows: dict[tuple[str | None, tuple[Verdict, ...]], list[str]] = {}
+def render(verdicts: Verdicts) -> dict[Path, str]:
+    """The tables, by the files in which they stand.
+
+    Args:
+        verdicts: what became of each client in each set-up.
+    """
+    return {
+        _ROOT / "docs" / "scram.md": f"{_setups()}\n{_cells(verdicts)}\n{_texts()}",
+        _ROOT / "README.md": _summary(verdicts),
+    }
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    titles = tuple(header)
+    lines = [titles, ("---",) * len(titles), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _setups() -> str:
+    header = ("set-up", "client leg", "server leg", "`login`", "method of pg_hba.conf")
+    return _table(header, ((setup.name, *setup.words) for setup in SETUPS))
+
+
+def _cells(verdicts: Verdicts) -> str:
+    """Clients that have the same lines share them."""
+    rows: dict[tuple[str, tuple[Verdict, ...]], list[str]] = {}
     for kind in KINDS:
         cells = tuple(verdicts(kind, setup) for setup in SETUPS)
-        rows.setdefault((kind.setting, cells), []).append(kind.client)
-    lines = [
-        f"| client | channel binding | {' | '.join(setup.name for setup in SETUPS)} |",
-        f"| --- | --- |{' --- |' * len(SETUPS)}",
-        *(
-            f"| {', '.join(clients)} | {setting or ''} | {' | '.join(cell.mark for cell in cells)} |"
+        rows.setdefault((kind.setting or "", cells), []).append(kind.client)
+    return _table(
+        ("client", "channel binding", *(setup.name for setup in SETUPS)),
+        (
+            (", ".join(clients), setting, *(cell.mark for cell in cells))
             for (setting, cells), clients in rows.items()
         ),
-        "",
-        *(f"* {verdict.mark}: `{verdict.texts[0]}`" for verdict in Verdict if verdict.texts),
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
 
-def in_manual() -> str:
-    """The table that the manual has."""
-    _, _, rest = MANUAL.read_text().partition(START)
-    return rest.partition(END)[0]
+def _texts() -> str:
+    return "".join(f"* {verdict.mark}: `{verdict.texts[0]}`\n" for verdict in Verdict if verdict.texts)
 
 
-def write_to_manual(table: str) -> None:
-    """Put it in the manual, in the place of the one that is there."""
-    before, _, rest = MANUAL.read_text().partition(START)
-    MANUAL.write_text(before + START + table + END + rest.partition(END)[2])
+def _summary(verdicts: Verdicts) -> str:
+    """For psql alone."""
+    kinds = [kind for kind in KINDS if kind.client == "psql 17"]
+    return _table(
+        ("client leg", "server leg", "`login`", "method", *(f"`{kind.setting}`" for kind in kinds)),
+        (
+            (*setup.words, *("yes" if verdicts(kind, setup) is Verdict.LOGGED_IN else "no" for kind in kinds))
+            for setup in SETUPS
+        ),
+    )
+
+
+def in_file(path: Path) -> str:
+    """The table that a file has."""
+    _, _, rest = path.read_text().partition(_START)
+    return rest.partition(_END)[0]
+
+
+def write_to_file(path: Path, table: str) -> None:
+    """Put it in the place of the one that is there."""
+    before, _, rest = path.read_text().partition(_START)
+    path.write_text(before + _START + table + _END + rest.partition(_END)[2])

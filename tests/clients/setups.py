@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from fixtures.auth_query import AUTH_QUERY
+from fixtures.auth_query import FILES as AUTH_QUERY_FILES
 from fixtures.certs import Certs
 from fixtures.deployments import Config, in_clear, passthrough, with_certificate, with_tls
 from fixtures.drivers import Target
@@ -72,6 +74,7 @@ _SCRAM = "`scram-sha-256`"
 
 SETUPS = (
     Setup("verifiers", Asked.BOUND, ("TLS", "TLS", _KNOWING, _SCRAM), SECRETS),
+    Setup("auth_query", Asked.BOUND, ("TLS", "TLS", "`passthrough`, with `auth_query`", _SCRAM), {"auth_query": AUTH_QUERY}),
     Setup("none", Asked.UNBOUND_BY_SERVER, ("TLS", "TLS", _THROUGH, _SCRAM), {}),
     Setup("same certificate", Asked.BOUND, ("TLS", "TLS, with the proxy's certificate and key", _THROUGH, _SCRAM), {}, same_leaf=True),
     Setup("Unix socket", Asked.UNBOUND, ("TLS", "Unix socket", _THROUGH, _SCRAM), {}, "socket"),
@@ -128,10 +131,14 @@ def configuration(cluster: Cluster, certs: Certs) -> tuple[Config, Mapping[str, 
             in_clear(**settings) if way.setup.clear else with_tls(certs, leaf, **settings)
         )
     secret = password("alice").replace("\\", "\\\\").replace(":", "\\:")
-    files = HBA_FILES | {
-        "secrets.txt": secrets_file(cluster, *ROLES),
-        "passfile": f"localhost:*:*:alice:{secret}\n",
-    }
+    files = (
+        HBA_FILES
+        | AUTH_QUERY_FILES
+        | {
+            "secrets.txt": secrets_file(cluster, *ROLES),
+            "passfile": f"localhost:*:*:alice:{secret}\n",
+        }
+    )
     return {"listeners": listeners, "backends": _backends(cluster, certs)}, files
 
 

@@ -11,6 +11,7 @@ import pytest
 from clients.kinds import KINDS, run_all, skipped_clients
 from clients.setups import SERVER_HBA, SERVER_IDENT, SETUPS, WAYS, configuration
 from clients.table import expected, in_file, render, verdict, write_to_file
+from fixtures.auth_query import install
 
 SERVERS = (15, 17)
 SKIPPED = skipped_clients()
@@ -23,6 +24,7 @@ def seen(tls_cluster, shared_proxy, certs, psql, tmp_path_factory):
     cells, attempts, proxies = [], [], {}
     for server in SERVERS:
         cluster = tls_cluster(server, SERVER_HBA, ident=SERVER_IDENT)
+        install(cluster)
         running = shared_proxy(*configuration(cluster, certs))
         cells += [(kind, way.setup.name, f"PostgreSQL {server}, {way.tls}") for kind in TRIED for way in WAYS]
         attempts += [(kind, way.target(running, certs)) for kind in TRIED for way in WAYS]

@@ -53,8 +53,9 @@ class Sessions:
     def carried(self):
         return tuple(self.living)
 
-    def end(self, chosen, wish):
-        self.ended += [(each.standing.session, wish.when) for each in self.living if chosen(each)]
+    def end(self, logged_in, wish):
+        if any(each is logged_in for each in self.living):
+            self.ended.append((logged_in.standing.session, wish.when))
 
     async def judge(self, _listener, request, _look_ups):
         self.judged.append(request)

@@ -196,16 +196,26 @@ class Challenges:
             return self._bridge.for_client(request)
         if request.code != AUTHENTICATION_SASL or self._backend.is_same_leaf:
             return None
-        if self._verifiers is not None and self.exchange.outcome.challenge is Challenge.SCRAM:
+        is_bound = SCRAM_PLUS in request.mechanisms
+        is_same_host = self._backend.address.ip is None
+        if (
+            self._verifiers is not None
+            and self.exchange.outcome.challenge is Challenge.SCRAM
+            and (is_bound or is_same_host)
+        ):
+            backend_end_point = self._backend_end_point()
+            # What `require` means to a client holds on both legs: where another host could stand in between,
+            # it may bind only if we do.
+            may_bind = is_same_host or backend_end_point is not None
             self._bridge = Bridge(
                 self._grant.user,
                 self._verifiers,
-                client_end_point(self._negotiated),
+                client_end_point(self._negotiated) if may_bind else None,
                 request.mechanisms,
-                self._backend_end_point(),
+                backend_end_point,
             )
             return self._bridge.offer
-        if SCRAM_PLUS in request.mechanisms:
+        if is_bound:
             self._is_binding_removed = True
             return encode_sasl_mechanisms(without_channel_binding(request.mechanisms))
         return None

@@ -7,8 +7,11 @@ from fixtures.deployments import config, in_clear, with_tls
 from fixtures.drivers import DRIVERS, Target
 from fixtures.pgbouncer import running_pgbouncer
 from fixtures.postgres import password
+from pgtlsproxy.identity import Secret
+from pgtlsproxy.protocol.scram.keys import Verifier
 
 HBA = "host all all all scram-sha-256\n"
+VERIFIER = Verifier.make(Secret(b"another"), bytes(16))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,10 @@ def running(pooler, shared_proxy, certs):
     own_leaf = certs.ca.server("localhost")
     listeners = {name: with_tls(certs, own_leaf, backend=name) for name in backends}
     listeners["clear"] = in_clear(backend="pooler")
-    return shared_proxy(config(listeners, **backends), {"pg_hba.conf": HBA})
+    # Verifiers that are not the pooler's, as where it makes a new salt for every login.
+    listeners["knowing"] = with_tls(certs, own_leaf, backend="pooler", scram_secrets_file="secrets.txt")
+    files = {"pg_hba.conf": HBA, "secrets.txt": f'"alice" "{VERIFIER.text()}"\n'}
+    return shared_proxy(config(listeners, **backends), files)
 
 
 @pytest.mark.parametrize("binding", ["disable", "prefer"])
@@ -53,9 +59,19 @@ def test_every_sslmode_logs_in(running, certs, each_psql, mode, binding):
     assert decided["backend_tls_version"] == "TLSv1.3"
 
 
-def test_channel_binding_that_is_required_ends_in_the_client(running, certs, each_psql):
+@pytest.mark.parametrize("binding", ["disable", "prefer"])
+def test_it_needs_no_verifier_and_no_right_one(running, certs, each_psql, binding):
     done = each_psql.run(
-        "SELECT 1", host="localhost", hostaddr="127.0.0.1", port=running.port("pooler"), user="alice",
+        "SELECT current_user", host="localhost", hostaddr="127.0.0.1", port=running.port("knowing"), user="alice",
+        dbname="alice", password=password("alice"), sslmode="require", channel_binding=binding,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("alice\n", "")
+
+
+@pytest.mark.parametrize("listener", ["pooler", "knowing"])
+def test_channel_binding_that_is_required_ends_in_the_client(running, certs, each_psql, listener):
+    done = each_psql.run(
+        "SELECT 1", host="localhost", hostaddr="127.0.0.1", port=running.port(listener), user="alice",
         dbname="alice", password=password("alice"), sslmode="require", channel_binding="require",
     )  # fmt: skip
     assert "server did not offer an authentication method that supports channel binding" in done.stderr

@@ -296,8 +296,9 @@ class Backend(Model):
         Args:
             method: one of AUTH_METHODS.
         """
-        if self.require_auth is None:
-            return self.login != "passfile" or method == "scram-sha-256"
-        if self.require_auth[0].startswith("!"):
-            return f"!{method}" not in self.require_auth
-        return method in self.require_auth
+        allowed = self.require_auth or ()
+        if allowed and not allowed[0].startswith("!"):
+            return method in allowed
+        # With our own passwords, what is weaker than SCRAM must be written down, as for `allows_none`.
+        may_be_meant = self.login != "passfile" or method == "scram-sha-256"
+        return may_be_meant and f"!{method}" not in allowed

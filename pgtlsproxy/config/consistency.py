@@ -306,6 +306,11 @@ def _passfile_conflicts(backend: Backend) -> Iterator[Conflict]:
         yield Conflict(
             ("passfile", "login"), "is missing, and login: passfile takes the users' passwords from it"
         )
+    if not any(map(backend.allows_auth, ("scram-sha-256", "password", "md5", "none"))):
+        yield Conflict(
+            ("require_auth", "login"),
+            "leaves the backend no way to ask for the password: list scram-sha-256, or leave it out",
+        )
     is_verified = backend.sslmode.startswith("verify-") or not backend.has_tcp_host
     for method in ("password", "md5"):
         if backend.require_auth is not None and backend.allows_auth(method) and not is_verified:

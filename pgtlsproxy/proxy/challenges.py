@@ -6,6 +6,9 @@ with the password that the client has shown us. What a backend may ask at all is
 
 from __future__ import annotations
 
+from types import MappingProxyType
+from typing import Final
+
 import trio
 
 from pgtlsproxy.errors import BackendMisbehaved, ChannelBindingImpossible, ClientGone, ErrorKind, ProxyError
@@ -15,6 +18,7 @@ from pgtlsproxy.policy.challenge import Action, ClientLeg, judge
 from pgtlsproxy.policy.hba import Method, Replication
 from pgtlsproxy.policy.proofs import Login
 from pgtlsproxy.protocol.backend import (
+    SCRAM,
     SCRAM_PLUS,
     BindingFlag,
     LoginExchange,
@@ -32,6 +36,7 @@ from pgtlsproxy.protocol.messages import (
     parse_password,
 )
 from pgtlsproxy.protocol.scram import client as scram_client
+from pgtlsproxy.protocol.scram.messages import read_server_final
 from pgtlsproxy.proxy.bridge import Bridge
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.dial import read_message, send_to_backend
@@ -46,6 +51,16 @@ from pgtlsproxy.proxy.stages import BackendLeg, Negotiated, Proved
 from pgtlsproxy.proxy.verifiers import Verifiers
 from pgtlsproxy.tls.certificates import end_point_hash
 from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS, TLSLeg
+
+_SASL_FINAL: Final = 12
+
+_METHODS: Final = MappingProxyType({3: "password", 5: "md5", 7: "gss", 9: "sspi"})
+"""What require_auth calls an Authentication message."""
+
+_METHODS_OF_MECHANISMS: Final = MappingProxyType(
+    {SCRAM: "scram-sha-256", SCRAM_PLUS: "scram-sha-256", "OAUTHBEARER": "oauth"}
+)
+"""What it calls a SASL mechanism; one that is not known may show a password, and counts as one."""
 
 
 class BackendRefused(ProxyError):
@@ -188,6 +203,8 @@ class Challenges:
         if verdict.action is Action.REFUSE:
             raise BackendMisbehaved(verdict.reason)
         self._check_require_auth(request)
+        if request.code == _SASL_FINAL and self.exchange.outcome.challenge is Challenge.SCRAM:
+            read_server_final(request.data)  # an error ends nothing well, whoever it is for
         return request
 
     def _for_client(self, request: Authentication) -> bytes | None:
@@ -299,22 +316,21 @@ class Challenges:
 
     def _check_require_auth(self, request: Authentication) -> None:
         """What require_auth says, as it holds for the backend's first question."""
-        methods = {3: "password", 5: "md5", 7: "gss", 9: "sspi"}
         if request.code == AUTHENTICATION_SASL:
-            is_scram = self.exchange.outcome.challenge is Challenge.SCRAM
-            method = "scram-sha-256" if is_scram else "oauth"
-        elif request.code in methods:
-            method = methods[request.code]
+            methods = [_METHODS_OF_MECHANISMS.get(name, "password") for name in request.mechanisms]
+        elif request.code in _METHODS:
+            methods = [_METHODS[request.code]]
         elif request.code == 0 and self.exchange.outcome.challenge is Challenge.NONE:
             if self._settings.require_auth is None and self._grant.login is not Login.PASSFILE:
                 return  # whether a proof is there is judged apart
-            method = "none"
+            methods = ["none"]
         else:
             return
-        if not self._settings.allows_auth(method):
-            raise BackendMisbehaved(
-                f"the backend asks for {method} authentication, which its require_auth does not allow"
-            )
+        for method in methods:
+            if not self._settings.allows_auth(method):
+                raise BackendMisbehaved(
+                    f"the backend asks for {method} authentication, which its require_auth does not allow"
+                )
 
     async def _read_answer(self) -> Message:
         while (message := self.client_reader.next()) is None:

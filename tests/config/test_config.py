@@ -180,6 +180,11 @@ CASES = {
         BM + "require_auth",
         "told the password",
     ),
+    "passfile_unasked": (
+        passthrough(login="passfile", passfile="x", require_auth='"!scram-sha-256"'),
+        BM + "require_auth",
+        "no way to ask",
+    ),
     "login_unknown": (passthrough(login="magic"), BM + "login", "passthrough"),
     "tsa_passthrough": (
         passthrough(target_session_attrs="read-write"),

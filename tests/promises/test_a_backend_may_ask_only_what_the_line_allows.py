@@ -140,7 +140,8 @@ def backend(shared_fake_backend, certs):
 def addresses(shared_proxy, certs, backend, own_address, tmp_path_factory):
     """The proxy, and its address by (login, leg)."""
     shown = certs.client("pgtlsproxy")
-    folders = {login: tmp_path_factory.mktemp(login) for login in ("passthrough", "none", "certificate")}
+    logins = ("passthrough", "none", "certificate", "tokens", "no_scram")
+    folders = {login: tmp_path_factory.mktemp(login) for login in logins}
     running = shared_proxy(
         config(
             {
@@ -155,6 +156,8 @@ def addresses(shared_proxy, certs, backend, own_address, tmp_path_factory):
             },
             passthrough=passthrough(backend, certs),
             none=passthrough(backend, certs, require_auth="none"),
+            tokens=passthrough(backend, certs, require_auth="oauth"),
+            no_scram=passthrough(backend, certs, require_auth="!scram-sha-256"),
             certificate=passthrough(backend, certs, login="certificate", sslcert=shown.crt, sslkey=shown.key),
         ),
         {"passthrough.conf": PASSTHROUGH_HBA, "certificate.conf": CERTIFICATE_HBA},
@@ -268,6 +271,27 @@ def test_plus_is_taken_out_of_the_list_for_a_client_in_clear(addresses, backend)
         client.send(wire.startup(user="by_scram"))
         asked = client.read_message()
         assert (asked.kind, asked.body) == (b"R", b"\x00\x00\x00\x0aSCRAM-SHA-256\x00\x00")
+
+
+@pytest.mark.parametrize(("login", "mechanisms", "is_asked"), [
+    ("tokens", ["OAUTHBEARER"], True),
+    ("tokens", ["OAUTHBEARER", "SCRAM-SHA-256"], False),
+    ("tokens", ["PLAIN"], False),
+    ("no_scram", ["SCRAM-SHA-256", "OAUTHBEARER"], False),
+    ("no_scram", ["OAUTHBEARER"], True),
+])  # fmt: skip
+def test_require_auth_judges_every_mechanism_of_a_list(addresses, backend, login, mechanisms, is_asked):
+    running, found = addresses
+    backend.script = opens_with(wire.authentication_sasl(*mechanisms))
+    with wire.WireClient(found[login, "tls"], source=wire.another_source()) as client:
+        assert client.ask_for_tls() == b"S"
+        client.start_tls()
+        client.send(wire.startup(user="by_trust"))
+        if is_asked:
+            assert client.read_message().code == 10
+            return
+        assert client.read_error().error[0] == "57P03"
+        assert "which its require_auth does not allow" in refusal_of(running, client)["reason"]
 
 
 @pytest.mark.parametrize("length", [1_000, 20_000, 60_000])

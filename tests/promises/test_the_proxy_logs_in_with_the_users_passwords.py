@@ -47,6 +47,7 @@ def running(cluster, shared_proxy, certs):
         "strict": by_passfile(),
         "lenient": by_passfile(require_auth="scram-sha-256,md5,password"),
         "trusting": by_passfile(require_auth="none"),
+        "negated": by_passfile(require_auth="!md5"),
         "read_only": by_passfile(target_session_attrs="read-write"),
     }
     return shared_proxy(
@@ -73,6 +74,7 @@ LET_IN = [
     ("lenient", "alice", "clear_db"),
     ("trusting", "alice", "trust_db"),
     ("read_only", "alice", "alice"),
+    ("negated", "alice", "alice"),
 ]
 
 
@@ -106,6 +108,18 @@ REFUSED = {
     ),
     "a server that does not ask": (
         "strict",
+        "alice",
+        "trust_db",
+        "asks for none authentication, which its require_auth does not allow",
+    ),
+    "a list of what is not allowed names nothing weaker": (
+        "negated",
+        "alice",
+        "clear_db",
+        "asks for password authentication, which its require_auth does not allow",
+    ),
+    "nor that the server need not ask": (
+        "negated",
         "alice",
         "trust_db",
         "asks for none authentication, which its require_auth does not allow",

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.measures import ALONE, BESIDE_STREAMS
+from benchmarks.measures import ALONE, BESIDE_STREAMS, BOUND, RELAYED
 from benchmarks.peers import DIRECT, OURS
 from benchmarks.readings import EQUAL_WITHIN, Readings, quotient
 
 MEMORY_KB: Final = 40.0
 """Of an idle session with TLS on both legs."""
+
+BRIDGE_US: Final = 1000.0
+"""Of CPU that a login may cost more where SCRAM is bridged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,9 @@ def _sessions(readings: Readings) -> list[Verdict]:
             theirs = readings.median("sessions", "4 at once", peer, "cpu_us")
             how = "" if ours == OURS else f", {DIRECT}"
             verdicts.append(Verdict(f"CPU of a session{how}", peer, 1.0, quotient(used, theirs)))
+    relayed, bound = (readings.median("bridge", case, OURS, "cpu_us") for case in (RELAYED, BOUND))
+    added = None if relayed is None or bound is None else bound - relayed
+    verdicts.append(Verdict("CPU that the bridge adds to a login", "1 ms", 1.0, quotient(added, BRIDGE_US)))
     memory = readings.median("memory", "an idle session", OURS, "rss_kb")
     verdicts.append(
         Verdict("memory of an idle session", f"{MEMORY_KB:g} kB", 1.0, quotient(memory, MEMORY_KB))

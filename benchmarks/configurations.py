@@ -11,14 +11,15 @@ from benchmarks.site import DATABASE, MAX_SESSIONS, SERVER_NAME, USER
 ROOM: Final = MAX_SESSIONS + 200
 
 
-def ours(server_port: int, workers: int) -> dict[str, bytes]:
-    """Three listeners and two backends: TLS by SSLRequest, direct TLS, and a client leg in clear."""
+def ours(server_port: int, workers: int, verifier: str) -> dict[str, bytes]:
+    """Four listeners: TLS by SSLRequest, without and with the user's verifier, direct TLS, and in clear."""
     several = f"workers: {workers}\n" if workers > 1 else ""
     tls = "listen: ['127.0.0.1:0'], ssl: on, ssl_cert_file: proxy.crt, ssl_key_file: proxy.key"
     backend = f"host: {SERVER_NAME}, hostaddr: 127.0.0.1, port: {server_port}, sslrootcert: ca.crt"
     config = f"""\
 listeners:
   tls: {{{tls}, hba_file: pg_hba.conf, backend: postgres}}
+  bridged: {{{tls}, hba_file: pg_hba.conf, backend: postgres, scram_secrets_file: secrets.txt}}
   direct: {{{tls}, hba_file: pg_hba.conf, backend: direct}}
   clear: {{listen: ['127.0.0.1:0'], ssl: off, hba_file: pg_hba.conf, backend: postgres}}
 backends:
@@ -28,7 +29,12 @@ max_connections: {ROOM}
 log: {{format: json, level: info}}
 {several}"""
     hba = f"host {DATABASE} {USER} 127.0.0.1/32 scram-sha-256\n"
-    return {"pgtlsproxy.yaml": config.encode(), "pg_hba.conf": hba.encode()}
+    secrets = f'"{USER}" "{verifier}"\n'
+    return {
+        "pgtlsproxy.yaml": config.encode(),
+        "pg_hba.conf": hba.encode(),
+        "secrets.txt": secrets.encode(),
+    }
 
 
 def pgbouncer(folder: Path, port: int, server_port: int, verifier: str, processes: int) -> dict[str, bytes]:

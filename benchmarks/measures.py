@@ -17,7 +17,7 @@ from typing import Final
 from benchmarks import load
 from benchmarks.launching import PeerFailed
 from benchmarks.load import Bench, Holder, LoadFailed, open_holder, run_pgbench, warm_up
-from benchmarks.peers import CLEAR, DIRECT, OURS, Ours, Peer, PgBouncer, Running
+from benchmarks.peers import BRIDGED, CLEAR, DIRECT, OURS, Ours, Peer, PgBouncer, Running
 from benchmarks.processes import Memory, available_memory, family, memory
 from benchmarks.readings import Failure, Reading, rotated
 from benchmarks.reloading import LINES, Reloads
@@ -30,6 +30,8 @@ STREAMS: Final = 4
 PING: Final = "SELECT 1;\n"
 
 ALONE: Final = "alone"
+RELAYED: Final = "relayed"
+BOUND: Final = "bridged"
 BESIDE_STREAMS: Final = f"beside {STREAMS} streams"
 BESIDE_RELOADS: Final = f"beside reloads of {LINES:,} lines"
 
@@ -260,6 +262,20 @@ def sessions(run: Run) -> None:
     run.interleave("sessions", loads, run.plan.other_rounds)
 
 
+def bridge(run: Run) -> None:
+    """`pgbench -C -S`: a SCRAM login that is relayed, and one that is bound to each leg's certificate."""
+
+    def one(running: Running, door: str) -> Callable[[], Mapping[str, float]]:
+        measured = run.pgbench(running, door, Bench(4, run.plan.seconds, threads=4, reconnect=True))
+        return lambda: {name: value for name, value in measured().items() if not name.endswith("_ms")}
+
+    own = next(each for each in run.running if each.peer == OURS)
+    loads = [
+        Load(case, OURS, one(own, door)) for case, door in ((RELAYED, own.door), (BOUND, own.doors[BRIDGED]))
+    ]
+    run.interleave("bridge", loads, run.plan.rounds)
+
+
 def idle(run: Run) -> None:
     """Idle sessions: memory that more of them add to a proxy that holds some, and their cost to another one.
 
@@ -375,6 +391,7 @@ MEASURES: Final[Mapping[str, Callable[[Run], None]]] = {
     "copy-out": copy_out,
     "copy-in": copy_in,
     "sessions": sessions,
+    "bridge": bridge,
     "idle": idle,
     "fairness": fairness,
     "reload": reload,

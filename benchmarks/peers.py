@@ -28,6 +28,7 @@ from pgtlsproxy.demo.proxy import ProxyProcess
 TLS: Final = "TLS"
 DIRECT: Final = "direct TLS"
 CLEAR: Final = "in clear"
+BRIDGED: Final = "TLS, bound on both legs"
 """Doors: how a client gets in."""
 
 OURS: Final = "pgtlsproxy"
@@ -89,7 +90,7 @@ class Ours:
 
     @contextmanager
     def start(self, site: Site, processes: int = 1) -> Iterator[Running]:
-        """With three listeners: TLS by SSLRequest, direct TLS on both legs, and clear text."""
+        """With four listeners: TLS by SSLRequest, without and with verifiers, direct TLS, and clear text."""
         config = self._write(site, processes)
         try:
             with ProxyProcess(config) as proxy:
@@ -97,6 +98,7 @@ class Ours:
                     TLS: site.conninfo(proxy.port("tls"), tls=True),
                     DIRECT: site.conninfo(proxy.port("direct"), tls=True, direct=True),
                     CLEAR: site.conninfo(proxy.port("clear"), tls=False),
+                    BRIDGED: site.conninfo(proxy.port("bridged"), tls=True, channel_binding="require"),
                 }
                 yield Running(self.name, (proxy.pid,), doors, config.parent)
         except OutputEnded as error:
@@ -104,7 +106,8 @@ class Ours:
 
     def _write(self, site: Site, workers: int) -> Path:
         folder = folder_of(site, f"{self.name}-{workers}")
-        write_files(folder, site.files() | configurations.ours(site.cluster.port, workers), ServerUser())
+        files = configurations.ours(site.cluster.port, workers, site.verifier)
+        write_files(folder, site.files() | files, ServerUser())
         return folder / "pgtlsproxy.yaml"
 
 

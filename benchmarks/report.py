@@ -35,6 +35,7 @@ TITLES: Final[Mapping[str, str]] = {
     "copy-out": "COPY to a client",
     "copy-in": "COPY from a client",
     "sessions": "A session with one transaction (pgbench -C)",
+    "bridge": "A session with one transaction: SCRAM relayed, and bridged with channel binding on both legs",
     "memory": "Memory of an idle session",
     "idle": "An active session beside idle ones",
     "fairness": "20 pingers at 400 a second, alone and beside 4 streams",

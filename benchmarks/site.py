@@ -82,7 +82,15 @@ class Site:
         """Whose psql and pgbench are the clients."""
         return self.cluster.client
 
-    def conninfo(self, port: int, *, tls: bool, direct: bool = False, name: str = PROXY_NAME) -> str:
+    def conninfo(
+        self,
+        port: int,
+        *,
+        tls: bool,
+        direct: bool = False,
+        name: str = PROXY_NAME,
+        channel_binding: str = "disable",
+    ) -> str:
         """Words for libpq to get in at a port of 127.0.0.1.
 
         Args:
@@ -90,11 +98,12 @@ class Site:
             tls: verified TLS, or clear text.
             direct: TLS without SSLRequest.
             name: who the certificate must name.
+            channel_binding: a hop that ends TLS breaks SCRAM's binding to it, so that every peer is asked
+                without; only a bridge is not.
         """
         words = [
             f"host={name} hostaddr=127.0.0.1 port={port} dbname={DATABASE} user={USER} password={PASSWORD}",
-            # A hop that ends TLS breaks SCRAM's binding to it; every peer is asked the same way.
-            "channel_binding=disable gssencmode=disable connect_timeout=20",
+            f"channel_binding={channel_binding} gssencmode=disable connect_timeout=20",
             f"sslmode=verify-full sslrootcert={self.folder}/ca.crt" if tls else "sslmode=disable",
         ]
         return " ".join([*words, "sslnegotiation=direct"] if direct else words)

@@ -26,7 +26,8 @@ def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
     """Load everything that `serve` would load, and say everything that is wrong with it.
 
     Warns of what works and deserves a look: lines that never decide, maps that nobody uses, expressions
-    that mean parts of names, CAs that vouch for more clients than need be, certificates that expire soon.
+    that mean parts of names, CAs that vouch for more clients than need be, certificates that expire soon,
+    listeners where SCRAM's channel binding will keep clients out.
     Names the files of include_if_exists that do not exist, and options that mean something to the backend
     alone. Opens no socket and writes nothing, unless --connect is given. Exit status: 0 it can be served,
     1 it cannot, or something in it has expired, or a backend does not prove itself or not answer the
@@ -40,6 +41,7 @@ def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
     from pgtlsproxy.cli.check_connect import Connected, connect_to_all
     from pgtlsproxy.cli.check_rules import print_rules, rules_as_object
     from pgtlsproxy.policy.review import for_the_backend
+    from pgtlsproxy.proxy.binding_review import binding_warnings
     from pgtlsproxy.proxy.expiry import judge_expiry
     from pgtlsproxy.proxy.files import read_rules
     from pgtlsproxy.proxy.policy_review import left_out
@@ -55,10 +57,11 @@ def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
         mistakes = error.mistakes
     else:
         expiry = judge_expiry(loaded.snapshot)
-        warnings = (*loaded.warnings, *expiry.soon, *_review(loaded.snapshot))
         notes += for_the_backend(listener.rules for listener in loaded.snapshot.listeners.values())
         if connect:
             connected = connect_to_all(loaded.snapshot)
+        binding = binding_warnings(loaded.snapshot, connected.backends if connect else None)
+        warnings = (*loaded.warnings, *expiry.soon, *_review(loaded.snapshot), *binding)
         mistakes = (*expiry.expired, *connected.mistakes(path))
     if as_json:
         found = _as_object(mistakes, warnings, notes) | connected.as_object()

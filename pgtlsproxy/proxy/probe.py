@@ -10,12 +10,18 @@ import secrets
 from dataclasses import dataclass
 
 import trio
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from pgtlsproxy.config import AuthQuery, RolesQuery
 from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.protocol.auth_query import NO_ROLE
-from pgtlsproxy.protocol.backend import SCRAM_PLUS
-from pgtlsproxy.protocol.messages import backend_reader, parse_authentication, parse_error_response
+from pgtlsproxy.protocol.backend import SCRAM, SCRAM_PLUS
+from pgtlsproxy.protocol.messages import (
+    Authentication,
+    backend_reader,
+    parse_authentication,
+    parse_error_response,
+)
 from pgtlsproxy.protocol.startup import NEWEST, StartupMessage, encode_startup
 from pgtlsproxy.proxy.auth_query import ASK_SECONDS, connect_to
 from pgtlsproxy.proxy.backend_roles import FETCH_SECONDS, fetch_memberships
@@ -39,12 +45,16 @@ class Probed:
         address: which address.
         problem: why sessions would fail there; None where they would not.
         finding: what it is like: its TLS version, and what it asks of an unknown user.
+        offers_channel_binding: whether it offers SCRAM bound to its certificate.
+        certificate_sha256: fingerprint of its certificate; None without TLS.
     """
 
     backend: str
     address: str
     problem: str | None
     finding: str
+    offers_channel_binding: bool = False
+    certificate_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +142,7 @@ async def _probe_address(backend: BackendSnapshot, address: BackendAddress) -> P
         try:
             leg = await dial(address, backend.settings, backend.tls_context)
             try:
-                problem, finding = await _ask(leg, backend)
+                problem, finding, offers_channel_binding = await _ask(leg, backend)
             finally:
                 leg.close()
         except OwnCertificateRefused as error:
@@ -141,11 +151,20 @@ async def _probe_address(backend: BackendSnapshot, address: BackendAddress) -> P
         except BackendUnavailable as error:
             return Probed(backend.name, str(address), error.reason, "")
         encryption = leg.version if isinstance(leg, TLSLeg) else "no TLS"
-        return Probed(backend.name, str(address), problem, f"{encryption}; {finding}")
+        leaf = leg.peer_leaf if isinstance(leg, TLSLeg) else None
+        return Probed(
+            backend.name,
+            str(address),
+            problem,
+            f"{encryption}; {finding}",
+            offers_channel_binding,
+            None if leaf is None else leaf.fingerprint(SHA256()).hex(),
+        )
     return Probed(backend.name, str(address), f"no answer within {PROBE_SECONDS:g} s", "")
 
 
-async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str]:
+async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str, bool]:
+    """What keeps sessions out, what the backend is like, and whether it offers channel binding."""
     reader = backend_reader()
     await send_startup(leg, encode_startup(StartupMessage(NEWEST, _nobody(), "postgres")))
     message = await read_message(leg, reader)
@@ -153,8 +172,13 @@ async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str]:
         message = await read_message(leg, reader)
     if message.type == b"E":
         error = parse_error_response(message.body)
-        return None, f"answers an unknown user with {error.sqlstate}: {error.message}"
+        return None, f"answers an unknown user with {error.sqlstate}: {error.message}", False
     request = parse_authentication(message.body)
+    problem, finding = _judge(request, backend)
+    return problem, finding, SCRAM_PLUS in request.mechanisms
+
+
+def _judge(request: Authentication, backend: BackendSnapshot) -> tuple[str | None, str]:
     if request.code == 0:
         if backend.settings.login == "passthrough" and not backend.settings.allows_none:
             return (
@@ -166,8 +190,8 @@ async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str]:
     asked = f"asks for {', '.join(request.mechanisms) or f'authentication {request.code}'}"
     if SCRAM_PLUS in request.mechanisms:
         asked = "asks for SCRAM with channel binding"
+    elif SCRAM in request.mechanisms:
+        asked = "asks for SCRAM without channel binding, which is relayed as it is"
     if backend.settings.login != "passthrough":
         return None, f"{asked}, which the proxy cannot answer: users need a line of its pg_hba.conf with cert"
-    if SCRAM_PLUS in request.mechanisms:
-        asked += ": clients with TLS to the proxy need channel_binding=disable"
     return None, asked

@@ -5,16 +5,19 @@ import pytest
 
 from benchmarks import configurations
 from benchmarks.site import SERVER_NAME
+from pgtlsproxy.identity import Secret
 from pgtlsproxy.pki import issue_server, make_ca
+from pgtlsproxy.protocol.scram.keys import Verifier
 from pgtlsproxy.proxy.snapshot import load
 
 FOLDER = Path("/run/bench")
+VERIFIER = Verifier.make(Secret(b"throwaway"), bytes(16), 1).text()
 
 
 def test_ours_can_be_served_and_verifies_the_server(tmp_path):
     ca = make_ca("bench test CA")
     proxy = issue_server(ca, ["proxy.test"])
-    files = configurations.ours(5432, 1) | {
+    files = configurations.ours(5432, 1, VERIFIER) | {
         "ca.crt": ca.certificate_pem(),
         "proxy.crt": proxy.certificate_pem(),
         "proxy.key": proxy.key_pem().reveal(),
@@ -27,7 +30,7 @@ def test_ours_can_be_served_and_verifies_the_server(tmp_path):
     assert {backend.host for backend in settings.backends.values()} == {(SERVER_NAME,)}
     assert settings.backends["direct"].sslnegotiation == "direct"
     assert "workers" not in files["pgtlsproxy.yaml"].decode()
-    assert "workers: 2" in configurations.ours(5432, 2)["pgtlsproxy.yaml"].decode()
+    assert "workers: 2" in configurations.ours(5432, 2, VERIFIER)["pgtlsproxy.yaml"].decode()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from fixtures import wire
 from fixtures.auth_query import AUTH_QUERY, FILES, LOOKUP_PASSWORD, LOOKUP_ROLE, install
 from fixtures.certs import common_names
 from fixtures.deployments import (
@@ -30,6 +31,7 @@ from fixtures.deployments import (
     with_tls,
 )
 from fixtures.fake_backend import silent
+from fixtures.scram_secrets import secrets_file
 from pgtlsproxy import pki
 from pgtlsproxy.cli import main
 from pgtlsproxy.config import UnixAddress
@@ -37,6 +39,8 @@ from pgtlsproxy.proxy.sockets import folder_warning
 
 ROOT = Path(__file__).parents[2]
 HBA = {"pg_hba.conf": "host all all all scram-sha-256\n"}
+PASSWORD_HBA = {"pg_hba.conf": "host all all all password\n"}
+"""In which channel binding has no part."""
 
 
 @pytest.fixture(scope="session")
@@ -252,7 +256,7 @@ def test_an_odd_root_certificate_is_no_reason_to_talk_of_libraries(certs, proxy,
     pem = ssl.DER_cert_to_PEM_cert(der.replace(version + one, version + zero))
     roots = {"roots.crt": certs.ca.crt.read_text() + pem}
     listener = with_tls(certs, ssl_ca_file="roots.crt")
-    path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), HBA | roots)
+    path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), PASSWORD_HBA | roots)
     result = command_line("check", "-c", str(path))
     (told,) = result.stderr.splitlines()
     assert (result.returncode, told.startswith("warning: ")) == (0, True)
@@ -281,6 +285,67 @@ def test_connect_tells_what_each_backend_asks(certs, tls_cluster, proxy, command
     result = command_line("check", "-c", str(path), "--connect")
     assert result.returncode == 0, result.stderr
     assert "TLSv1.3; asks for SCRAM with channel binding" in result.stdout
+
+
+SCRAM_HBA = {"pg_hba.conf": "hostssl all all all scram-sha-256\n"}
+
+
+def binding_warnings(command_line, path, *options):
+    """The listeners that `check` warns of, and of what."""
+    done = command_line("check", "-c", path, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["warnings"]
+    return {
+        row["where"].split("listeners.")[1]: row["what"] for row in found if "channel_binding" in row["what"]
+    }
+
+
+def test_listeners_whose_clients_channel_binding_will_keep_out_are_named(
+    certs, tls_cluster, proxy, command_line
+):
+    cluster = tls_cluster(17)
+    own, same = certs.ca.server("localhost"), certs.server
+    listeners = {
+        "other_leaf": with_tls(certs, own),
+        "same_leaf": with_tls(certs, same),
+        "knowing": with_tls(certs, own, scram_secrets_file="secrets.txt"),
+        "showing": with_tls(certs, own, hba_file="password.conf"),
+        "by_token": with_tls(certs, own, hba_file="oauth.conf"),
+        "socket": with_tls(certs, own, backend="socket"),
+        "clear": in_clear(hba_file="clear.conf"),
+    }
+    backends = {
+        "primary": passthrough(cluster, certs),
+        "socket": {"host": cluster.socket_dir, "port": cluster.port, "login": "passthrough"},
+    }
+    files = SCRAM_HBA | {
+        "password.conf": "hostssl all all all password\n",
+        "oauth.conf": "hostssl all all all oauth issuer=https://issuer.example scope=openid\n",
+        "clear.conf": "host all all all scram-sha-256\n",
+        "secrets.txt": secrets_file(cluster),
+    }
+    path = proxy.write(config(listeners, **backends), files)
+    beforehand = binding_warnings(command_line, path)
+    assert set(beforehand) == {"other_leaf.scram_secrets_file", "same_leaf.scram_secrets_file"}
+    asked = binding_warnings(command_line, path, "--connect")
+    assert set(asked) == {"other_leaf.scram_secrets_file"}
+    what = asked["other_leaf.scram_secrets_file"]
+    for word in (f"another certificate at localhost (127.0.0.1:{cluster.port})", "channel_binding=disable",
+                 "set scram_secrets_file", "login: certificate", "server's own certificate and key"):  # fmt: skip
+        assert word in what
+
+
+def test_a_server_without_channel_binding_keeps_no_client_out(certs, fake_backend, proxy, command_line):
+    def script(conversation):
+        conversation.accept()
+        conversation.send(wire.authentication_sasl("SCRAM-SHA-256"))
+
+    backend = fake_backend(script)
+    path = proxy.write(config({"a": with_tls(certs)}, primary=passthrough(backend, certs)), SCRAM_HBA)
+    assert set(binding_warnings(command_line, path)) == {"a.scram_secrets_file"}
+    assert binding_warnings(command_line, path, "--connect") == {}
+    said = command_line("check", "-c", path, "--connect").stdout
+    assert "asks for SCRAM without channel binding, which is relayed as it is" in said
 
 
 def test_connect_finds_a_backend_that_believes_the_proxy(certs, tls_cluster, proxy, command_line):
@@ -445,7 +510,7 @@ def test_a_revocation_list_of_another_ca_is_warned_of(certs, proxy, command_line
             f"only of {shown}: every certificate issued there is refused" in result.stderr
         )
     listener = with_tls(certs, ssl_crl_file="own.crl")
-    path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), HBA | crls)
+    path = proxy.write(config({"a": listener}, primary=with_password_backend(certs)), PASSWORD_HBA | crls)
     assert command_line("check", "-c", str(path)).stderr == ""
 
 

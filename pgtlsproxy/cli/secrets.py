@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 
 SQL: Final = """\
 SELECT format('"%s" "%s"', replace(rolname, '"', '""'), rolpassword)
-FROM pg_authid WHERE rolpassword LIKE 'SCRAM-SHA-256$%' ORDER BY rolname;
+    || CASE WHEN rolvaliduntil < '9999-01-01'
+       THEN format(' "%s+00"', to_char(rolvaliduntil AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'))
+       ELSE '' END
+FROM pg_authid
+WHERE rolpassword LIKE 'SCRAM-SHA-256$%' AND position(chr(10) IN rolname) = 0
+    AND (rolvaliduntil IS NULL OR rolvaliduntil > now())
+ORDER BY rolname;
 """
-"""What a superuser lists all verifiers with; see docs/scram.md."""
+"""What a superuser lists all verifiers with, and until when they are good; see docs/scram.md. A role whose
+name breaks the line, as whoever may create roles could call one, would make a file that does not load."""
 
 SECONDS: Final = 30.0
 """How long a server may take to let a role in."""

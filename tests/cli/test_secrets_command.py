@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
@@ -116,6 +117,26 @@ def test_the_query_of_a_superuser_makes_a_file_that_loads(cluster, command_line)
         "postgres",
         'a"b c',
     }
+
+
+def test_the_query_takes_along_until_when_a_password_is_good(cluster, command_line):
+    roles = {
+        "soon": "VALID UNTIL '2099-05-06 07:08:09.5+02'", "never": "VALID UNTIL 'infinity'",
+        "far": "VALID UNTIL '20000-01-01'", "over": "VALID UNTIL '2001-01-01'", "lost": "VALID UNTIL '-infinity'",
+        "two\nlines": "",
+    }  # fmt: skip
+    for role, until in roles.items():
+        cluster.psql(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'x' {until}")
+    try:
+        listed = cluster.psql(command_line("secrets", "--sql").stdout).stdout
+    finally:
+        for role in roles:
+            cluster.psql(f'DROP ROLE "{role}"')
+    until = {
+        user: line.valid_until for user, line in parse_secrets("listed", listed.encode()).by_user.items()
+    }
+    moment = datetime(2099, 5, 6, 5, 8, 9, 500_000, UTC).timestamp()
+    assert until == dict.fromkeys(("alice", "app", "bob", "postgres", "never", "far")) | {"soon": moment}
 
 
 @pytest.mark.parametrize("arguments", [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pg8000.dbapi
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fixtures import jdbc_attempts, other_clients
@@ -118,7 +119,7 @@ def _one(kind: Kind, target: Target, psql: Callable[[int], Psql]) -> Outcome:
             return Outcome(user=connection.rows("SELECT current_user::text")[0][0])
     except Refused as error:
         return Outcome(error=error.text)
-    except (asyncpg.InterfaceError, OSError) as error:
+    except (asyncpg.InterfaceError, pg8000.dbapi.Error, OSError) as error:
         return Outcome(error=str(error))
 
 
@@ -176,7 +177,7 @@ def _jdbc_case(kind: Kind, target: Target, folder: Path) -> tuple[str, dict[str,
 def _batch(command: list[str], cases: Sequence[object], environment: Mapping[str, str]) -> list[Outcome]:
     done = subprocess.run(
         command, input=json.dumps(cases), env=dict(environment), capture_output=True, text=True,
-        timeout=240, check=False,
+        timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answers: list[dict[str, Any]] = json.loads(done.stdout)

@@ -23,7 +23,7 @@ from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot, Snapsho
 _IN_TLS: Final = frozenset({ConnectionType.HOST, ConnectionType.HOSTSSL, ConnectionType.HOSTNOGSSENC})
 
 _WAYS_OUT: Final = (
-    "set scram_secrets_file, let clients say channel_binding=disable, use cert with login: certificate (or "
+    "set it or auth_query, let clients say channel_binding=disable, use cert with login: certificate (or "
     "password, with which the proxy sees the passwords), or give the listener the server's own certificate "
     "and key"
 )
@@ -37,7 +37,7 @@ def binding_warnings(snapshot: Snapshot, probed: Sequence[Probed] | None) -> Ite
         probed: what the backends' addresses have shown; None where nobody has asked them.
     """
     for name, listener in snapshot.listeners.items():
-        if not (listener.settings.ssl and listener.settings.has_tcp) or listener.secrets is not None:
+        if not (listener.settings.ssl and listener.settings.has_tcp) or listener.settings.has_verifiers:
             continue
         for backend in listener.backends.values():
             if not _may_relay_scram(listener, backend):

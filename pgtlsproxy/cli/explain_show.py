@@ -35,14 +35,13 @@ def show(answer: Answer, *, as_json: bool) -> None:
 
 def _as_object(answer: Answer) -> dict[str, object]:
     found, client, rules, to = answer.explanation, answer.client, answer.rules, answer.destination
-    return {
+    shown = {
         "allowed": found.allowed,
         "sqlstate": found.sqlstate,
         "reply": found.reply,
         "reason": found.reason,
         "listener": None if rules is None else rules.listener,
         "backend": None if to is None else to.backend.name,
-        "backend_database": None if to is None or client is None else printable(to.called(client.database)),
         "login": None if to is None else to.backend.login,
         "needs": found.needs,
         "hba": _line(found.hba),
@@ -50,6 +49,10 @@ def _as_object(answer: Answer) -> dict[str, object]:
         "decided_by": found.decided_by,
         "skipped": [_skipped(one) for one in found.skipped],
     }
+    if rules is not None and rules.databases.have_a_map:
+        called = None if to is None or client is None else printable(to.called(client.database))
+        shown["backend_database"] = called
+    return shown
 
 
 def _line(ref: LineRef | None) -> dict[str, object] | None:

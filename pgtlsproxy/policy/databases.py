@@ -69,6 +69,11 @@ class Databases:
         """The backends that can be reached, each once."""
         return _each_once(self._all())
 
+    @property
+    def have_a_map(self) -> bool:
+        """Whether the listener says where each database leads, and not that all lead to one backend."""
+        return bool(self.listed) or self.others is None or self.others.dbname is not None
+
     def destination(self, database: str, replication: Replication) -> Destination | None:
         """Where a client goes on to; None where what it asks for is not there.
 

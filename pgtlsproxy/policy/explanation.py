@@ -34,7 +34,8 @@ PROVED_BY: Mapping[str, str] = MappingProxyType(
     {
         "cert": "the client's certificate proves the user",
         "peer": "the operating system proves the user",
-        "scram-sha-256": "the client still has to prove the user to the backend by SCRAM",
+        "scram-sha-256": "the client still has to prove the user by SCRAM",
+        "password": "the client still has to show its password",
         "backend": "the backend still has to ask the client for a proof",
         "none": "the line names the users, who need no proof from this host",
     }
@@ -47,6 +48,7 @@ _NEEDS: Mapping[ProofKind, str] = MappingProxyType(
         ProofKind.PEER: "peer",
         ProofKind.BACKEND_CHALLENGE: "backend",
         ProofKind.SCRAM: "scram-sha-256",
+        ProofKind.PASSWORD: "password",
         ProofKind.LITERAL_LOCAL_USER: "none",
     }
 )

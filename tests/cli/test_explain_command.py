@@ -58,7 +58,6 @@ FIELDS = {
     "reason": (str,),
     "listener": (str, type(None)),
     "backend": (str, type(None)),
-    "backend_database": (str, type(None)),
     "login": (str, type(None)),
     "needs": (str, type(None)),
     "hba": (dict, type(None)),
@@ -129,7 +128,7 @@ def assert_form(found, status):
         assert found[name] is None or list(found[name]) == ["file", "line", "text"]
     for one in found["skipped"]:
         assert list(one) == ["file", "line", "field", "found", "wanted"]
-    assert found["needs"] in {None, "cert", "peer", "scram-sha-256", "backend", "none"}
+    assert found["needs"] in {None, "cert", "peer", "scram-sha-256", "password", "backend", "none"}
     assert found["decided_by"] in {None, "hba", "ident", "plaintext_from", "reserved_users", "proof"}
     assert status == {True: EXIT_ALLOWED, False: EXIT_REFUSED, None: EXIT_NO_ANSWER}[found["allowed"]]
     assert (found["needs"] is not None) is (found["allowed"] is True)

@@ -51,6 +51,9 @@ LINES = [
     "hostssl all all 10.0.0.0/8 scram-sha-256 clientcert=verify-ca issuer=CN=B",
     "hostssl /^al all .example.com cert map=m",
     "host all all all scram-sha-256",
+    "host all all all password",
+    "host all bob all md5",
+    "hostssl app all all ldap ldapprefix=x clientcert=verify-ca",
     "host all all all trust",
     "host x all all reject",
     "host all bob 10.0.0.0/8 reject",
@@ -63,17 +66,19 @@ LINES = [
     "local all alice trust",
 ]
 POLICIES = st.builds(
-    lambda lines, login, own, roles: rules(
+    lambda lines, login, own, roles, verifiers: rules(
         "\n".join(lines),
         "m alice bob\nm bob all\nm /^a +staff\n",
         login=login,
         own_credential=own or login != "passthrough",
         roles=roles,
+        has_verifiers=verifiers,
     ),
     st.lists(st.sampled_from(LINES), min_size=1, max_size=8),
     st.sampled_from(list(Login)),
     st.booleans(),
     st.sampled_from([None, parse_roles("roles", b"staff alice\ndba bob\n")]),
+    st.booleans(),
 )
 NAMES = st.lists(st.sampled_from(["alice", "bob", "a", "*"]), max_size=2).map(tuple)
 CERTIFICATES = st.builds(
@@ -184,6 +189,26 @@ def test_only_what_the_line_asks_for_is_missed(line: str, address: ClientAddress
         assert isinstance(told, Explanation)
         assert (told.allowed is None) is (each in missing)
         assert (each.value in told.reason) is (each in missing)
+
+
+@pytest.mark.parametrize(
+    ("method", "login", "needs", "text"),
+    [
+        ("scram-sha-256", Login.PASSTHROUGH, "scram-sha-256", "by SCRAM"),
+        ("scram-sha-256", Login.CERTIFICATE, "scram-sha-256", "by SCRAM"),
+        ("password", Login.CERTIFICATE, "password", "its password"),
+        ("password", Login.PASSFILE, "password", "its password"),
+        ("password", Login.PASSTHROUGH, "backend", "the backend still has to ask"),
+        ("md5", Login.PASSTHROUGH, "backend", "the backend still has to ask"),
+        ("trust", Login.PASSTHROUGH, "backend", "the backend still has to ask"),
+    ],
+)
+def test_what_is_still_asked_for_is_said(method: str, login: Login, needs: str, text: str) -> None:
+    policy = rules(f"host all all all {method}", login=login, has_verifiers=True)
+    told = explain(policy, REQUEST, Facts())
+    assert isinstance(told, Explanation)
+    assert (told.allowed, told.needs) == (True, needs)
+    assert text in told.reason
 
 
 def test_members_that_a_file_lists_are_no_question() -> None:

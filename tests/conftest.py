@@ -1,3 +1,5 @@
+from hypothesis import settings
+
 pytest_plugins = [
     "fixtures.certs",
     "fixtures.postgres",
@@ -8,3 +10,7 @@ pytest_plugins = [
     "fixtures.legs",
     "fixtures.guide",
 ]
+
+# How long an example takes says more about the machine's other work than about the code.
+settings.register_profile("pgtlsproxy", deadline=None)
+settings.load_profile("pgtlsproxy")

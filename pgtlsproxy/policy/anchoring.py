@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_PIECE: Final = re.compile(r"\\.|\[\^?\]?(?:\[:[a-z]+:\]|\\.|[^\]\\])*\]|.", re.DOTALL)
-"""An escape, a bracket expression, or one character."""
+_PIECE: Final = re.compile(r"\(\?:|\\.|\[\^?\]?(?:\[:[a-z]+:\]|\\.|[^\]\\])*\]|.", re.DOTALL)
+"""The beginning of a group that captures nothing, an escape, a bracket expression, or one character."""
+
+_OPENS: Final = frozenset({"(", "(?:"})
 
 _START: Final = frozenset({"^", r"\A"})
 _END: Final = frozenset({"$", r"\Z"})
@@ -26,7 +28,7 @@ def _alternatives(pieces: list[str]) -> list[list[str]]:
     found: list[list[str]] = [[]]
     depth = 0
     for piece in pieces:
-        depth += (piece == "(") - (piece == ")")
+        depth += (piece in _OPENS) - (piece == ")")
         if piece == "|" and depth == 0:
             found.append([])
         else:
@@ -39,12 +41,12 @@ def _is_whole(pieces: list[str]) -> bool:
         return False
     if pieces[0] in _START and pieces[-1] in _END:
         return True
-    if pieces[0] != "(" or pieces[-1] != ")":
+    if pieces[0] not in _OPENS or pieces[-1] != ")":
         return False
     inside = pieces[1:-1]
     depth = 0
     for piece in inside:  # `(a)(b)` begins and ends with a parenthesis, too
-        depth += (piece == "(") - (piece == ")")
+        depth += (piece in _OPENS) - (piece == ")")
         if depth < 0:
             return False
     return all(map(_is_whole, _alternatives(inside)))

@@ -157,6 +157,7 @@ class _Translator:
         self._position = 0
         self._open_groups = 0
         self._groups = 0
+        self._plain_groups = 0
         self._operand = False  # whether a quantifier may follow
         self._operand_is_group = False
         self._operand_is_ascii = True
@@ -179,7 +180,7 @@ class _Translator:
         problem = None
         if not self._groups:
             problem = "has no group in parentheses that \\1 could stand for"
-        elif self._groups > 1:
+        elif self._groups + self._plain_groups > 1:
             problem = "must have one group in parentheses, it has several"
         elif not (self._anchored_at_start and self._anchored_at_end):
             problem = "must begin with ^ and end with $, or another part of the name could be captured"
@@ -243,11 +244,14 @@ class _Translator:
         return None
 
     def _open_group(self) -> bytes:
-        if self._peek() == b"?":
-            raise ExpressionError("groups and options that begin with (? are not in this version")
         self._open_groups += 1
-        self._groups += 1
         self._operand = False
+        if self._peek(2) == b"?:":
+            self._plain_groups += 1
+            return b"(" + self._take(2)
+        if self._peek() == b"?":
+            raise ExpressionError("groups and options that begin with (? are not in this version, but (?:")
+        self._groups += 1
         return b"("
 
     def _close_group(self) -> bytes:

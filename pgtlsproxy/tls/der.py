@@ -15,6 +15,9 @@ OBJECT_IDENTIFIER: Final = 0x06
 SEQUENCE: Final = 0x30
 SET: Final = 0x31
 
+CONSTRUCTED: Final = 0x20
+"""The bit of a tag that says that elements are inside."""
+
 MAX_OID_OCTETS: Final = 586
 """OpenSSL's own limit for an object identifier that is shown (CVE-2023-2650)."""
 

@@ -4,9 +4,9 @@
 XN_FLAG_RFC2253 (`be_tls_open_server` in be-secure-openssl.c). `cryptography` prints another form,
 and its OpenSSL binding has no such function, so the formatter is here.
 
-Two things are stricter than OpenSSL. A name with a code point that is no Unicode character is
-refused, because OpenSSL leaves it out and so prints two names alike. And only the types that
-directories use have short names; OpenSSL also has them for algorithms and object classes, which
+Three things are stricter than OpenSSL. A name with a code point that is no Unicode character is
+refused, because OpenSSL leaves it out and so prints two names alike. So is a string in pieces, which
+DER does not have and OpenSSL puts together. And only the types that directories use have short names; OpenSSL also has them for algorithms and object classes, which
 here are printed by number, as unknown types are.
 """
 
@@ -16,7 +16,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from pgtlsproxy.tls.der import SEQUENCE, SET, Element, MalformedDER, elements, object_identifier, sole_element
+from pgtlsproxy.tls.der import (
+    CONSTRUCTED,
+    SEQUENCE,
+    SET,
+    Element,
+    MalformedDER,
+    elements,
+    object_identifier,
+    sole_element,
+)
 
 COMMON_NAME: Final = "2.5.4.3"
 
@@ -113,8 +122,9 @@ def parse(encoding: bytes) -> tuple[Attribute, ...]:
 
 
 def common_names(attributes: tuple[Attribute, ...]) -> tuple[bytes, ...]:
-    """The values of every commonName in the order of the encoding, raw."""
-    return tuple(attribute.value.content for attribute in attributes if attribute.oid == COMMON_NAME)
+    """The values of every commonName in the order of the encoding, raw; of a SEQUENCE all of it, as OpenSSL."""
+    values = (attribute.value for attribute in attributes if attribute.oid == COMMON_NAME)
+    return tuple(value.encoding if value.tag == SEQUENCE else value.content for value in values)
 
 
 def unnamed_types(attributes: tuple[Attribute, ...]) -> tuple[str, ...]:
@@ -146,6 +156,8 @@ def _attributes(name: Element) -> Iterator[Attribute]:
             parts = list(elements(pair.content))
             if pair.tag != SEQUENCE or len(parts) != 2:
                 raise MalformedDER("expected an attribute type and its value")
+            if parts[1].tag & CONSTRUCTED and parts[1].tag != SEQUENCE:
+                raise MalformedDER("a string is in pieces, which DER does not have")
             yield Attribute(object_identifier(parts[0]), parts[1], index)
 
 

@@ -12,11 +12,11 @@ from fixtures import wire
 from fixtures.certs import Issued, common_names
 from fixtures.deployments import config, passthrough, with_tls
 from fixtures.fake_backend import lets_everybody_in
-from fixtures.subjects import SUBJECTS, name, tlv
+from fixtures.subjects import CN, COMMON_NAMES, SUBJECTS, name, tlv
 from pgtlsproxy.identity import printable
 from pgtlsproxy.tls.der import SEQUENCE, elements, sole_element
 
-HBA = "hostssl all all all cert clientname=DN map=any\n"
+HBA = "hostssl app all all cert\nhostssl all all all cert clientname=DN map=any\n"
 IDENT = 'any "/^" alice\n'
 
 CLOSED = "closed"
@@ -36,6 +36,18 @@ REFUSED = {
 """What we say and what PostgreSQL does, where not both let in. It has logged the identity before it finds no name for a
 type; a certificate with characters that its string type has not is one that we do not read."""
 
+COMMON_NAME_VERDICTS = {
+    "utf8": (None, None),
+    "numeric string": (None, None),
+    "object descriptor": (None, None),
+    "sequence": (NOT_ALLOWED, NOT_ALLOWED),
+    "constructed string": (CLOSED, None),
+    "bit string": (CLOSED, None),
+    "ia5 string with a high byte": (NOT_ALLOWED, NOT_ALLOWED),
+    "printable string with other characters": (CLOSED, NOT_ALLOWED),
+}
+"""Whether a common name is alice: what we say, and what PostgreSQL does."""
+
 
 def issued(ca, subject, folder):
     """A certificate with this very subject, properly signed: cryptography would not make all of them."""
@@ -52,12 +64,12 @@ def issued(ca, subject, folder):
     return Issued(template.certificate, template.private_key, crt, template.key)
 
 
-def outcome(client, certificate):
+def outcome(client, certificate, database="alice"):
     """An error, that the connection was closed, or a session that is ready: None."""
     assert client.ask_for_tls() == b"S"
     try:
         client.start_tls(wire.tls_context(certificate=certificate))
-        client.send(wire.startup(user="alice"))
+        client.send(wire.startup(user="alice", database=database))
         while (message := client.read_message()).kind not in b"EZ":
             pass
     except (ssl.SSLError, EOFError, ConnectionError):
@@ -110,6 +122,16 @@ def test_the_identity_is_postgresqls(running, server, certs, tmp_path, which):
         assert decided["identity"] == expected
     is_unread = ours == CLOSED and theirs is None
     assert decided["cert_dn"] == (None if is_unread else printable(expected))
+
+
+@pytest.mark.parametrize("which", COMMON_NAMES)
+def test_a_common_name_is_read_as_by_postgresql_or_refused(running, server, certs, tmp_path, which):
+    certificate = issued(certs.ca, name([(CN, *COMMON_NAMES[which])]), tmp_path)
+    ours, theirs = COMMON_NAME_VERDICTS[which]
+    with wire.WireClient((server.host, server.port)) as direct:
+        assert outcome(direct, certificate, "app") == theirs
+    with wire.WireClient(("127.0.0.1", running.port("tls")), source=wire.another_source()) as client:
+        assert outcome(client, certificate, "app") == ours
 
 
 def test_forty_subjects_and_more_are_let_in():

@@ -35,7 +35,7 @@ def show(answer: Answer, *, as_json: bool) -> None:
 
 def _as_object(answer: Answer) -> dict[str, object]:
     found, client, rules, to = answer.explanation, answer.client, answer.rules, answer.destination
-    shown = {
+    shown: dict[str, object] = {
         "allowed": found.allowed,
         "sqlstate": found.sqlstate,
         "reply": found.reply,

@@ -8,7 +8,8 @@ from typing import Final
 _PIECE: Final = re.compile(r"\(\?:|\\.|\[\^?\]?(?:\[:[a-z]+:\]|\\.|[^\]\\])*\]|.", re.DOTALL)
 """The beginning of a group that captures nothing, an escape, a bracket expression, or one character."""
 
-_OPENS: Final = frozenset({"(", "(?:"})
+OPENS: Final = frozenset({"(", "(?:"})
+"""The pieces with which a group begins."""
 
 _START: Final = frozenset({"^", r"\A"})
 _END: Final = frozenset({"$", r"\Z"})
@@ -20,15 +21,24 @@ def is_anchored(expression: str) -> bool:
     Args:
         expression: one that `compile_expression` takes, without the slash that introduces it.
     """
-    return all(map(_is_whole, _alternatives(_PIECE.findall(expression))))
+    return all(map(_is_whole, alternatives(pieces(expression))))
 
 
-def _alternatives(pieces: list[str]) -> list[list[str]]:
+def pieces(expression: str) -> list[str]:
+    """What an expression is made of: escapes, bracket expressions, beginnings of groups, and characters.
+
+    Args:
+        expression: one that `compile_expression` takes.
+    """
+    return _PIECE.findall(expression)
+
+
+def alternatives(pieces: list[str]) -> list[list[str]]:
     """The pieces between the `|` that stand in no group."""
     found: list[list[str]] = [[]]
     depth = 0
     for piece in pieces:
-        depth += (piece in _OPENS) - (piece == ")")
+        depth += (piece in OPENS) - (piece == ")")
         if piece == "|" and depth == 0:
             found.append([])
         else:
@@ -41,12 +51,12 @@ def _is_whole(pieces: list[str]) -> bool:
         return False
     if pieces[0] in _START and pieces[-1] in _END:
         return True
-    if pieces[0] not in _OPENS or pieces[-1] != ")":
+    if pieces[0] not in OPENS or pieces[-1] != ")":
         return False
     inside = pieces[1:-1]
     depth = 0
     for piece in inside:  # `(a)(b)` begins and ends with a parenthesis, too
-        depth += (piece in _OPENS) - (piece == ")")
+        depth += (piece in OPENS) - (piece == ")")
         if depth < 0:
             return False
-    return all(map(_is_whole, _alternatives(inside)))
+    return all(map(_is_whole, alternatives(inside)))

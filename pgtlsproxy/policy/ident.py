@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from pgtlsproxy.policy.inclusion import NoSources, Sources, parse_lines
 from pgtlsproxy.policy.line_store import LineStore
+from pgtlsproxy.policy.literals import needed, within
 from pgtlsproxy.policy.matching import user_matches
 from pgtlsproxy.policy.pattern import Pattern, compile_token
 from pgtlsproxy.policy.records import Line, LineError, LineRef, Token, may_include, split_fields
@@ -23,6 +24,9 @@ from pgtlsproxy.policy.rule import is_literal_user
 
 _BACKREFERENCE = "\\1"
 _HASH_BITS = 32
+_ANY, _NAME, _WITHIN = "any", "name", "within"
+_Key = tuple[str, str | None, str, str]
+"""A map; the one user, or None; and of authenticated names any, the one, or those with a text in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class IdentMaps:
 
     def __init__(self, lines: Iterable[tuple[Line, IdentRule]] = ()) -> None:
         self._literals = LineStore()
-        self._others: dict[str, list[tuple[int, IdentRule]]] = {}
+        self._others: list[tuple[int, IdentRule]] = []
         names: set[str] = set()
         roles: dict[str, LineRef] = {}
         hashes: list[int] = []
@@ -83,12 +87,19 @@ class IdentMaps:
             if rule.database_user.role is not None:
                 roles.setdefault(rule.database_user.role, rule.ref)
             if _can_be_kept_as_text(line, rule):
-                hashes.append(_hash(rule.map, rule.system_user.text) << _HASH_BITS | len(self._literals))
+                wanted = _literal_user(rule)
+                found = _hash(rule.map, rule.system_user.text, wanted)
+                hashes.append(found << _HASH_BITS | len(self._literals))
                 self._literals.append(rule.ref, position)
             else:
-                self._others.setdefault(rule.map, []).append((position, rule))
+                self._others.append((position, rule))
         hashes.sort()
         self._hashes = array("Q", hashes)
+        self._filed: dict[_Key, list[tuple[int, IdentRule]]] = {}
+        for position, rule in self._others:
+            for key in _keys(rule):
+                self._filed.setdefault(key, []).append((position, rule))
+        self._lengths = sorted({len(text) for *_, way, text in self._filed if way == _WITHIN})
         self.names = frozenset(names)
         self.roles: Mapping[str, LineRef] = roles
 
@@ -107,16 +118,14 @@ class IdentMaps:
     def __iter__(self) -> Iterator[IdentRule]:
         """The lines in their order."""
         kept = (self._kept(number) for number in range(len(self._literals)))
-        others = sorted((one for lines in self._others.values() for one in lines), key=_position)
-        return (rule for _, rule in heapq.merge(kept, others, key=_position))
+        return (rule for _, rule in heapq.merge(kept, self._others, key=_position))
 
     @property
     def with_expressions(self) -> Iterator[IdentRule]:
-        """The lines that have one, in the order of each map."""
+        """The lines that have one, in their order."""
         return (
             rule
-            for lines in self._others.values()
-            for _, rule in lines
+            for _, rule in self._others
             if isinstance(rule.system_user, Pattern) or isinstance(rule.database_user, Pattern)
         )
 
@@ -147,18 +156,40 @@ class IdentMaps:
 
         Of several names that a line lets be the user it is the first.
         """
-        literals = (self._kept_as_text(map_name, name) for name in authenticated)
-        others = self._others.get(map_name, ())
-        for _, rule in heapq.merge(*literals, others, key=_position):
+        for rule in self.candidates(map_name, user, authenticated):
             for name in authenticated:
                 match = _match(rule, map_name, user, name, roles)
                 if match is not None:
                     return match
         return None
 
-    def _kept_as_text(self, map_name: str, authenticated: str) -> Iterator[tuple[int, IdentRule]]:
-        """The lines for a name, and a few that have its hash by accident."""
-        wanted = _hash(map_name, authenticated)
+    def candidates(self, map_name: str, user: str, authenticated: Sequence[str]) -> Iterator[IdentRule]:
+        """The lines of a map that may let somebody be a user, in their order; none is missing that does."""
+        names = tuple(dict.fromkeys(authenticated))
+        literals = (self._kept_as_text(map_name, name, wanted) for name in names for wanted in (user, None))
+        keys = dict.fromkeys(self._keys_of(map_name, user, names))
+        others = (self._filed[key] for key in keys if key in self._filed)
+        last = None
+        for position, rule in heapq.merge(*literals, *others, key=_position):
+            if position != last:
+                yield rule
+            last = position
+
+    def _keys_of(self, map_name: str, user: str, names: Iterable[str]) -> Iterator[_Key]:
+        """Under what lines may be filed."""
+        for wanted in (user, None):
+            yield map_name, wanted, _ANY, ""
+        for name in names:
+            for wanted in (user, None):
+                yield map_name, wanted, _NAME, name
+                for text in within(name, self._lengths):
+                    yield map_name, wanted, _WITHIN, text
+
+    def _kept_as_text(
+        self, map_name: str, authenticated: str, user: str | None
+    ) -> Iterator[tuple[int, IdentRule]]:
+        """The lines for a name and a user, for None those for several users, and a few of the same hash."""
+        wanted = _hash(map_name, authenticated, user)
         for index in range(bisect_left(self._hashes, wanted << _HASH_BITS), len(self._hashes)):
             found, number = divmod(self._hashes[index], 1 << _HASH_BITS)
             if found != wanted:
@@ -186,8 +217,27 @@ def parse_ident(file: str, content: bytes, sources: Sources | None = None) -> Id
     )
 
 
-def _hash(map_name: str, system_user: str) -> int:
-    return hash((map_name, system_user)) & ((1 << _HASH_BITS) - 1)
+def _hash(map_name: str, system_user: str, user: str | None) -> int:
+    return hash((map_name, system_user, user)) & ((1 << _HASH_BITS) - 1)
+
+
+def _literal_user(rule: IdentRule) -> str | None:
+    """The one user that a line is for; None where it is for several, or for whom its expression captures."""
+    wanted = rule.database_user
+    captures = isinstance(rule.system_user, Pattern) and _BACKREFERENCE in wanted.text
+    return wanted.text if is_literal_user(wanted) and not captures else None
+
+
+def _keys(rule: IdentRule) -> Iterator[_Key]:
+    """Under what a line is filed that is not kept as text."""
+    wanted = _literal_user(rule)
+    if not isinstance(rule.system_user, Pattern):
+        yield rule.map, wanted, _NAME, rule.system_user.text
+    elif texts := needed(rule.system_user.program.text):
+        for text in texts:
+            yield rule.map, wanted, _WITHIN, text
+    else:
+        yield rule.map, wanted, _ANY, ""
 
 
 def _position(entry: tuple[int, IdentRule]) -> int:

@@ -15,7 +15,7 @@ from typing import Final
 
 from pgtlsproxy.identity import ClientAddress
 from pgtlsproxy.policy.addresses import Address, AddressKeyword, HostName, Network, folded
-from pgtlsproxy.policy.index import HbaRules
+from pgtlsproxy.policy.index import HbaRules, name_filed_like
 from pgtlsproxy.policy.pattern import Pattern
 from pgtlsproxy.policy.records import Field, Token
 from pgtlsproxy.policy.request import AccessRequest, ClientHost, Facts
@@ -164,18 +164,13 @@ def _somebody(rule: HbaRule, door: Door) -> tuple[AccessRequest, Facts]:
     if ip is None and rule.type is not ConnectionType.LOCAL:
         ip = ip_address("192.0.2.1")
     request = AccessRequest(
-        user=_name_like(user),
-        database=_name_like(database),
+        user=name_filed_like(user),
+        database=name_filed_like(database),
         replication=Replication.PHYSICAL if database.is_keyword("replication") else Replication.NONE,
         address=ClientAddress(ip, None, is_local=True),
         tls=Way.TLS in ways(rule, door),
     )
     return request, Facts(roles=frozenset({user.role} if user.role is not None else ()), client_host=host)
-
-
-def _name_like(token: Token) -> str:
-    """A name that the index files as it does the token: under what an expression begins with, if anything."""
-    return token.program.prefix if isinstance(token, Pattern) else token.text
 
 
 def _covers(earlier: HbaRule, later: HbaRule, door: Door) -> bool:

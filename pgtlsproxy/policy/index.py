@@ -11,11 +11,13 @@ from __future__ import annotations
 import enum
 from array import array
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import overload
 
 from pgtlsproxy.identity import IPAddress
 from pgtlsproxy.policy.addresses import HostName, ends, folded
+from pgtlsproxy.policy.literals import needed, within
 from pgtlsproxy.policy.pattern import Expression, Pattern
 from pgtlsproxy.policy.records import Token
 from pgtlsproxy.policy.request import AccessRequest, ClientHost, Facts, Unknown
@@ -41,6 +43,13 @@ class _Kind(enum.Enum):
     REJECTED_NAME = enum.auto()
 
 
+@dataclass(frozen=True, slots=True)
+class _Within:
+    """Under what an expression is filed that is found only in names with this text in them."""
+
+    text: str
+
+
 class _Column:
     """The lines by what one of their columns says.
 
@@ -57,6 +66,7 @@ class _Column:
         self._lines: dict[Hashable, array[int] | int] = {
             key: _as_bits(found) if len(found) * _DENSE >= count else found for key, found in lines.items()
         }
+        self._lengths = sorted({len(key.text) for key in lines if isinstance(key, _Within)})
 
     def lines(self, keys: Iterable[Hashable]) -> int:
         """The lines that are filed under one of the keys, a bit each."""
@@ -65,6 +75,17 @@ class _Column:
             found = self._lines.get(key, 0)
             bits |= found if isinstance(found, int) else _as_bits(found)
         return bits
+
+    def names_like(self, name: str) -> Iterator[Hashable]:
+        """What a name is filed under, and the expressions that may be found in it."""
+        yield name
+        if not Expression.can_judge(name):
+            yield _Kind.ANY_EXPRESSION
+            return
+        yield _Kind.UNANCHORED
+        for length in range(1, len(name) + 1):
+            yield "^", name[:length]
+        yield from map(_Within, within(name, self._lengths))
 
 
 def _as_bits(lines: array[int]) -> int:
@@ -116,8 +137,8 @@ class HbaRules(Sequence[HbaRule]):
     def candidates(self, request: AccessRequest, facts: Facts) -> Iterator[HbaRule]:
         """The lines that may apply, in their order; none is missing that does."""
         bits = self._types.lines(_types_of(request))
-        bits &= self._databases.lines(_databases_of(request))
-        bits &= self._users.lines(_users_of(request, facts))
+        bits &= self._databases.lines(_databases_of(request, self._databases))
+        bits &= self._users.lines(_users_of(request, facts, self._users))
         if request.address.ip is not None:
             bits &= self._addresses.lines((*self._networks_of(request.address.ip), *_names_of(facts)))
         while bits:
@@ -159,26 +180,37 @@ def _name_keys(token: Token) -> Iterator[Hashable]:
         yield token.text
         return
     yield _Kind.ANY_EXPRESSION
-    yield ("^", token.program.prefix) if token.program.prefix else _Kind.UNANCHORED
+    prefix, texts = _known_of(token)
+    if texts:
+        yield from map(_Within, texts)
+    else:
+        yield ("^", prefix) if prefix else _Kind.UNANCHORED
 
 
-def _names_like(name: str) -> Iterator[Hashable]:
-    """The name, and the expressions that may be found in it."""
-    yield name
-    if not Expression.can_judge(name):
-        yield _Kind.ANY_EXPRESSION
-        return
-    yield _Kind.UNANCHORED
-    for length in range(1, len(name) + 1):
-        yield "^", name[:length]
+def _known_of(pattern: Pattern) -> tuple[str, frozenset[str]]:
+    """What is known of every name in which an expression is found: its beginning, or texts in it."""
+    prefix, texts = pattern.program.prefix, needed(pattern.program.text)
+    return (prefix, frozenset()) if len(prefix) >= min(map(len, texts), default=0) else ("", texts)
 
 
-def _databases_of(request: AccessRequest) -> Iterator[Hashable]:
+def name_filed_like(token: Token) -> str:
+    """A name by which the index finds every line of the same value.
+
+    Args:
+        token: of a database or user column, compiled.
+    """
+    if not isinstance(token, Pattern):
+        return token.text
+    prefix, texts = _known_of(token)
+    return min(texts, default=prefix)
+
+
+def _databases_of(request: AccessRequest, column: _Column) -> Iterator[Hashable]:
     if request.replication is Replication.PHYSICAL:
         yield _Kind.REPLICATION
         return
     yield from (_Kind.ALL, _Kind.SAMEUSER, _Kind.SAMEROLE)
-    yield from _names_like(request.database)
+    yield from column.names_like(request.database)
 
 
 def _user_keys(rule: HbaRule) -> Iterator[Hashable]:
@@ -192,9 +224,9 @@ def _user_keys(rule: HbaRule) -> Iterator[Hashable]:
             yield from _name_keys(token)
 
 
-def _users_of(request: AccessRequest, facts: Facts) -> Iterator[Hashable]:
+def _users_of(request: AccessRequest, facts: Facts, column: _Column) -> Iterator[Hashable]:
     yield _Kind.ALL
-    yield from _names_like(request.user)
+    yield from column.names_like(request.user)
     if isinstance(facts.roles, frozenset):
         yield from (("+", role) for role in facts.roles)
     else:

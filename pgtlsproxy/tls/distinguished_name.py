@@ -6,8 +6,9 @@ and its OpenSSL binding has no such function, so the formatter is here.
 
 Three things are stricter than OpenSSL. A name with a code point that is no Unicode character is
 refused, because OpenSSL leaves it out and so prints two names alike. So is a string in pieces, which
-DER does not have and OpenSSL puts together. And only the types that directories use have short names; OpenSSL also has them for algorithms and object classes, which
-here are printed by number, as unknown types are.
+DER does not have and OpenSSL puts together. And only the types that directories use have short
+names; OpenSSL also has them for algorithms and object classes, which here are printed by number, as
+unknown types are.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def parse(encoding: bytes) -> tuple[Attribute, ...]:
 
 
 def common_names(attributes: tuple[Attribute, ...]) -> tuple[bytes, ...]:
-    """The values of every commonName in the order of the encoding, raw; of a SEQUENCE all of it, as OpenSSL."""
+    """The values of every commonName in the order of the encoding, raw; a SEQUENCE whole, as OpenSSL."""
     values = (attribute.value for attribute in attributes if attribute.oid == COMMON_NAME)
     return tuple(value.encoding if value.tag == SEQUENCE else value.content for value in values)
 

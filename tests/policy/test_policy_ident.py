@@ -170,12 +170,44 @@ def test_many_lines_of_literals_take_little_more_room_than_their_text() -> None:
     assert loaded.find("people", "user1", "CN=user19999,O=Lab") is None
 
 
+@pytest.mark.parametrize(
+    ("line", "user", "authenticated"),
+    [
+        ("m alice{n} user{n}", "user2500", "alice2500"),
+        ("m pooler user{n}", "user2500", "pooler"),
+        ("m alice{n} all", "user2500", "alice2500"),
+        ("m alice{n} /^user", "user2500", "alice2500"),
+        ("m /^alice{n}$ user{n}", "user2500", "alice2500"),
+        ("m /^alice{n}$ all", "user2500", "alice2500"),
+        ("m /.*@corp$ user{n}", "user2500", "x@corp"),
+        (r'm "/^CN=(.*),O=team{n}$" \1', "user2500", "CN=user2500,O=team2500"),
+        (r"m /^(.*)-{n}$ user\1", "user2500", "2500-2500"),
+        ('m "/^CN=[^,]*,OU=(a|b)x{n}$" +staff', "user2500", "CN=z,OU=bx2500"),
+    ],
+)
+def test_of_many_lines_few_are_looked_at(line: str, user: str, authenticated: str) -> None:
+    lines = [line.replace("{n}", str(number)) for number in range(1000, 3000)]
+    loaded = maps("\n".join([*lines, "m nobody-else nobody"]))
+    found = list(loaded.candidates("m", user, (authenticated, "another")))
+    assert [rule.ref.number for rule in found] == [1501]
+    match = loaded.find("m", user, authenticated, frozenset({"staff"}))
+    assert isinstance(match, IdentMatch)
+    assert match.ref.number == 1501
+    assert list(loaded.candidates("n", user, (authenticated,))) == []
+
+
+def test_a_line_of_several_texts_is_looked_at_once() -> None:
+    loaded = maps("m /^(alice|lice)$ bob\nm alice bob\nm /x bob\n")
+    found = loaded.candidates("m", "bob", ("alice", "alice"))
+    assert [rule.ref.number for rule in found] == [1, 2]
+
+
 @given(
     st.lists(
         st.tuples(
             st.sampled_from(["m", "n"]),
-            st.sampled_from(["alice", "bob", "/^a", "/b$", "all"]),
-            st.sampled_from(["alice", "bob", "all", '"all"', "+staff", "/^b"]),
+            st.sampled_from(["alice", "bob", "/^a", "/b$", "/^(x|o|li)?b", "/.", "all"]),
+            st.sampled_from(["alice", "bob", "all", '"all"', "+staff", "/^b", "/(o|x)b"]),
         ),
         max_size=12,
     ),
@@ -185,8 +217,19 @@ def test_many_lines_of_literals_take_little_more_room_than_their_text() -> None:
 def test_find_equals_a_naive_reading(
     lines: list[tuple[str, str, str]], user: str, authenticated: str
 ) -> None:
-    systems = {"/^a": authenticated == "alice", "/b$": authenticated == "bob"}
-    users = {"all": True, '"all"': user == "all", "+staff": user == "bob", "/^b": user == "bob"}
+    systems = {
+        "/^a": authenticated == "alice",
+        "/b$": authenticated == "bob",
+        "/^(x|o|li)?b": authenticated == "bob",
+        "/.": True,
+    }
+    users = {
+        "all": True,
+        '"all"': user == "all",
+        "+staff": user == "bob",
+        "/^b": user == "bob",
+        "/(o|x)b": user == "bob",
+    }
     expected = next(
         (
             number

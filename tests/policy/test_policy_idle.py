@@ -148,9 +148,14 @@ def test_what_the_loader_warns_of_is_not_told_twice() -> None:
 
 
 def test_a_large_file_is_judged_in_time() -> None:
-    lines = [f"host all /user{number}$ all trust" for number in range(MAX_COMPARED * 4)]
+    dots = ["." * number for number in range(20)]
+    lines = [f"host all /[x]{one}[y]{two}$ all trust" for one in dots for two in dots]
+    assert len(lines) > MAX_COMPARED
     lines += ["host all all all trust", "host app bob all trust"]
     assert [one.rule.ref.number for one in idle("\n".join(lines))] == []
+    lines = [f"host all /user{number}$ all trust" for number in range(MAX_COMPARED * 4)]
+    lines += ["host all all all trust", "host app bob all trust"]
+    assert [one.rule.ref.number for one in idle("\n".join(lines))] == [MAX_COMPARED * 4 + 2]
     lines = [f"host db{number} user{number} all trust" for number in range(5000)]
     lines += ["host all all all trust", "host app bob all trust"]
     assert [one.rule.ref.number for one in idle("\n".join(lines))] == [5002]
@@ -170,7 +175,19 @@ DATABASES = [
     "/p$",
     '"replication"',
 ]
-USERS = ["all", "alice", "bob", '"all"', "+staff", '"+staff"', "/^a", "/b$"]
+USERS = [
+    "all",
+    "alice",
+    "bob",
+    '"all"',
+    "+staff",
+    '"+staff"',
+    "/^a",
+    "/b$",
+    "/^a.*ce$",
+    "/^(bo|.*x)b$",
+    "/[ab]",
+]
 ADDRESSES = ["all", "10.0.0.0/8", "10.1.2.3/32", "127.0.0.1/32", "0.0.0.0/0", "2001:db8::/32", "::/0"]
 ADDRESSES += ["samenet", "samehost", ".example.com", "db.example.com"]
 LINES = st.builds(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pgtlsproxy.identity import ClientAddress
 from pgtlsproxy.policy.hba import HbaRule, Replication, parse_hba
 from pgtlsproxy.policy.matching import Mismatch, Undecidable, first_match, mismatch, skipped
+from pgtlsproxy.policy.pattern import Pattern
 from pgtlsproxy.policy.request import AccessRequest, ClientHost, Fact, Facts, Needs, Unknown
 
 UNIX = ClientAddress(None, None, is_local=True)
@@ -318,7 +319,20 @@ DATABASES = [
     "/^a",
     '"/p$"',
 ]
-USERS = ["all", "alice", "bob", '"all"', "+staff", "+alice", '"+staff"', "/^a.*e$", "/^alic$", "/^bo*"]
+USERS = [
+    "all",
+    "alice",
+    "bob",
+    '"all"',
+    "+staff",
+    "+alice",
+    '"+staff"',
+    "/^a.*e$",
+    "/^alic$",
+    "/^bo*",
+    "/li.?ce",
+    "/^.(o+|x)b$",
+]
 ADDRESSES = [
     "all",
     "10.0.0.0/8",
@@ -370,6 +384,7 @@ def naive(line: Written, request: AccessRequest, facts: Facts) -> bool:
     people = {
         "all": True, '"all"': user == "all", "+staff": "staff" in roles, "+alice": "alice" in roles,
         '"+staff"': user == "+staff", "/^a.*e$": user == "alice", "/^alic$": False, "/^bo*": user == "bob",
+        "/li.?ce": user == "alice", "/^.(o+|x)b$": user == "bob",
     }  # fmt: skip
     v4 = request.address is REMOTE
     named = facts.client_host == ClientHost("db.example.com", is_confirmed=True)
@@ -432,3 +447,31 @@ def test_a_decision_looks_at_few_of_many_lines() -> None:
     assert [one.ref.number for one in rules.candidates(REQUEST, NO_FACTS)] == [10_001]
     nearly_last = replace(REQUEST, user="user9999", database="db9999", address=client("10.39.15.1"))
     assert [one.ref.number for one in rules.candidates(nearly_last, NO_FACTS)] == [10_000, 10_001]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "/^user{n}$",
+        "/user{n}x",
+        "/^.*_team{n}$",
+        "/^(a{n}|user{n})$",
+        r'"/^.*@corp{n}\.example$"',
+        "/^u.*-{n}$",
+    ],
+)
+def test_of_many_expressions_few_are_tried(expression: str) -> None:
+    def line(number: int) -> str:
+        name = expression.replace("{n}", str(number))
+        return f"host {name} all 0.0.0.0/0 trust\nhost all {name} 0.0.0.0/0 trust"
+
+    rules = parse_hba("hba", "\n".join([*map(line, range(1000, 3000)), "host all all all trust"]).encode())
+    asked = replace(REQUEST, user="somebody", database="something")
+    assert [one.ref.number for one in rules.candidates(asked, NO_FACTS)] == [4001]
+    for name in ("user2500", "user2500x", "x_team2500", "a2500", "x@corp2500.example", "ux-2500"):
+        asked = replace(REQUEST, user=name, database="something")
+        assert [one.ref.number for one in rules.candidates(asked, NO_FACTS)] in ([3002, 4001], [4001])
+        first = first_match(rules, asked, NO_FACTS)
+        assert isinstance(first, HbaRule)
+        token = first.users[0]
+        assert first.ref.number == 4001 or (isinstance(token, Pattern) and token.program.matches(name))

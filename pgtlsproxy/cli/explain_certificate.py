@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from pgtlsproxy.identity import Certificate
+import click
+
+from pgtlsproxy.identity import Certificate, printable
 from pgtlsproxy.policy.explanation import Open
 
 SAN_KINDS: Final = ("DNS", "URI", "email")
 """The subjectAltNames that a line can ask for, labelled as openssl(1) and the log do."""
 
+_PAIR: Final = r"(?:[A-Za-z][A-Za-z0-9-]*|[0-9]+(?:\.[0-9]+)*)=(?:\\.|[^\\,+])*"
+_DISTINGUISHED_NAME: Final = re.compile(rf"(?:{_PAIR}(?:[,+]{_PAIR})*)?", re.DOTALL)
 _ATTRIBUTE: Final = re.compile(r"(?:\\.|[^\\,+])+")
 _HEX_PAIR: Final = re.compile(r"\\[0-9A-F]{2}")
 
@@ -39,6 +43,28 @@ class Said:
     def is_nothing(self) -> bool:
         """Whether not even that there is one is said."""
         return self == Said()
+
+
+def require_forms(dn: str | None, issuer: str | None, san: tuple[str, ...]) -> None:
+    """Names are written as they are compared.
+
+    Args:
+        dn: a distinguished name.
+        issuer: likewise.
+        san: subjectAltNames, each behind its label.
+
+    Raises:
+        click.UsageError: one is not; no certificate could have it.
+    """
+    for option, name in (("--dn", dn), ("--issuer", issuer)):
+        if name is not None and not _DISTINGUISHED_NAME.fullmatch(name):
+            raise click.UsageError(
+                f'{option} is written CN=alice,O=Lab, not "{printable(name)}": as in the log, and by '
+                "openssl x509 -noout -subject -nameopt RFC2253"
+            )
+    if wrong := [name for name in san if name.partition(":")[0] not in SAN_KINDS]:
+        kinds = ", ".join(f"{kind}:NAME" for kind in SAN_KINDS)
+        raise click.UsageError(f'--san takes one of {kinds}, not "{printable(wrong[0])}"')
 
 
 def described(said: Said, issuers: Mapping[str, str | None]) -> tuple[Certificate, frozenset[Open]]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from pgtlsproxy.cli.explain_certificate import SAN_KINDS, Said, described
+from pgtlsproxy.cli.explain_certificate import Said, described, require_forms
 from pgtlsproxy.config import Listener, TCPAddress
 from pgtlsproxy.identity import (
     PRINTABLE_LIMIT,
@@ -215,7 +215,7 @@ def described_client(
         click.UsageError: one is missing, cannot be, or does not go with another.
     """
     user, address, is_unix = _who_and_whence(user, database, address)
-    _require_labels(san)
+    require_forms(dn, issuer, san)
     given = _given_of_certificate(
         {
             "--certificate": certificate,
@@ -240,17 +240,6 @@ def described_client(
         certificate=False if no_certificate else None,
         said=Said(cn=cn, dn=dn, san=san or None, issuer=issuer),
     )
-
-
-def _require_labels(san: tuple[str, ...]) -> None:
-    """Each subjectAltName says of which kind it is.
-
-    Raises:
-        click.UsageError: one does not.
-    """
-    if wrong := [name for name in san if name.partition(":")[0] not in SAN_KINDS]:
-        kinds = ", ".join(f"{kind}:NAME" for kind in SAN_KINDS)
-        raise click.UsageError(f'--san takes one of {kinds}, not "{printable(wrong[0])}"')
 
 
 def _who_and_whence(user: str | None, database: str | None, address: str | None) -> tuple[str, str, bool]:

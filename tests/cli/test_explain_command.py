@@ -301,6 +301,11 @@ WRONG = {
         ["--user", "a", "--address", "10.0.0.1", "--cn", "a", "--no-tls"], "do not go together",
     ),
     "a certificate at a Unix socket": (["--user", "a", "--address", "local", "--cn", "a"], "no TLS at a Unix socket"),
+    "a DN with blanks": (["--user", "a", "--address", "10.0.0.1", "--dn", "CN=a, O=Lab"], 'is written CN=alice,O=Lab, not "CN=a, O=Lab"'),
+    "a DN with slashes": (["--user", "a", "--address", "10.0.0.1", "--dn", "/O=Lab/CN=a"], "--dn is written"),
+    "a DN that ends too late": (["--user", "a", "--address", "10.0.0.1", "--dn", "CN=a,"], "--dn is written"),
+    "a DN with an escape too short": (["--user", "a", "--address", "10.0.0.1", "--dn", "CN=a\\"], "--dn is written"),
+    "an issuer that is no DN": (["--user", "a", "--address", "10.0.0.1", "--issuer", "Team A CA"], "--issuer is written"),
     "an operating system user beyond it": (
         ["--user", "a", "--address", "10.0.0.1", "--os-user", "a"], "at a Unix socket only",
     ),

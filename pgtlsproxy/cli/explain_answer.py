@@ -84,12 +84,15 @@ def answer(
 
 def _rules(files: SnapshotFiles, name: str, listener: Listener) -> Rules:
     """The policy of a listener. Who vouches for clients is read only where a line names a CA."""
-    rules = make_rules(files, name, listener, lambda _: None)
-    if not rules.asks_for_issuers:
-        return rules
-    from pgtlsproxy.proxy.issuers import with_trusted_issuers
 
-    return with_trusted_issuers(rules, _client_trust(files, name, listener))
+    def complete(rules: Rules) -> Rules:
+        if not rules.asks_for_issuers:
+            return rules
+        from pgtlsproxy.proxy.issuers import with_trusted_issuers
+
+        return with_trusted_issuers(rules, _client_trust(files, name, listener))
+
+    return make_rules(files, name, listener, lambda _: None, complete)
 
 
 def _client_trust(files: SnapshotFiles, name: str, listener: Listener) -> Trust | None:

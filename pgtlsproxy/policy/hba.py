@@ -6,6 +6,8 @@ PostgreSQL 17.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import printable
 from pgtlsproxy.policy import addresses
@@ -27,6 +29,7 @@ __all__ = [
     "Replication",
     "parse_hba",
     "parse_rule",
+    "read_hba",
 ]
 
 
@@ -41,11 +44,34 @@ def parse_hba(file: str, content: bytes, sources: Sources | None = None) -> HbaR
     Raises:
         ConfigError: with every mistake, one a line.
     """
-    rules = tuple(parse_lines(file, content, sources or NoSources(), parse_rule))
-    if not rules:
+    rules, mistakes = read_hba(file, content, sources or NoSources())
+    if mistakes:
+        raise ConfigError(mistakes)
+    return rules
+
+
+def read_hba(file: str, content: bytes, sources: Sources) -> tuple[HbaRules, Sequence[Mistake]]:
+    """Read as much of pg_hba.conf as can be used; with a mistake in it the rest is there to be judged, too.
+
+    Args:
+        file: the name that messages show; relative inclusions start in its folder.
+        content: the whole file.
+        sources: what the files hold that it includes.
+
+    Returns:
+        The lines that are some, and every mistake in the others, one a line.
+    """
+    rules: list[HbaRule] = []
+    mistakes: Sequence[Mistake] = ()
+    try:
+        for rule in parse_lines(file, content, sources, parse_rule):
+            rules.append(rule)  # noqa: PERF402 - what came before the error counts
+    except ConfigError as error:
+        mistakes = error.mistakes
+    if not rules and not mistakes:
         what = "the file contains no entries: nobody could connect; add at least one line"
-        raise ConfigError([Mistake(printable(file), what)])
-    return HbaRules(rules)
+        mistakes = (Mistake(printable(file), what),)
+    return HbaRules(tuple(rules)), mistakes
 
 
 class _Columns:

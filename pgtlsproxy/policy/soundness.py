@@ -7,7 +7,7 @@ Unix socket and a TCP listener, and each for the backends alone to which its dat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -67,7 +67,11 @@ class Soundness:
 
 
 def check_soundness(
-    rules: Rules, transports: ListenerTransports, backends: Mapping[str, BackendFacts]
+    rules: Rules,
+    transports: ListenerTransports,
+    backends: Mapping[str, BackendFacts],
+    *,
+    knows_maps: bool = True,
 ) -> Soundness:
     """Judge every line that clients of a listener can reach.
 
@@ -75,10 +79,11 @@ def check_soundness(
         rules: its policy.
         transports: how they come to it.
         backends: what is known of the backends to which its databases lead, by name.
+        knows_maps: whether its maps are there to be judged.
     """
     mistakes: list[Mistake] = []
     warnings: list[Mistake] = []
-    maps = rules.ident.names
+    maps = rules.ident.names if knows_maps else frozenset(rule.map for rule in rules.hba)
     for rule in rules.hba:
         if rule.type is ConnectionType.HOSTGSSENC:
             warnings.append(
@@ -162,7 +167,7 @@ def _is_reachable(rule: HbaRule, transports: ListenerTransports) -> bool:
 
 
 def _mistakes(
-    rules: Rules, rule: HbaRule, transports: ListenerTransports, maps: frozenset[str]
+    rules: Rules, rule: HbaRule, transports: ListenerTransports, maps: Collection[str | None]
 ) -> Iterator[Mistake]:
     if rule.clientcert is not ClientCert.OFF and not transports.has_client_ca:
         yield rule.ref.mistake(

@@ -12,10 +12,10 @@ from pgtlsproxy.config import ANY_DATABASE, Backend, Listener
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Login, Rules
 from pgtlsproxy.policy.databases import BackendTerms, Databases, Destination
-from pgtlsproxy.policy.hba import Method, parse_hba
+from pgtlsproxy.policy.hba import HbaRules, Method, read_hba
 from pgtlsproxy.policy.ident import IdentMaps, parse_ident
 from pgtlsproxy.policy.inclusion import Sources
-from pgtlsproxy.policy.roles import parse_roles
+from pgtlsproxy.policy.roles import Memberships, parse_roles
 from pgtlsproxy.policy.soundness import BackendFacts, ListenerTransports, check_soundness
 from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.tls.file_access import UnusableFile
@@ -23,7 +23,13 @@ from pgtlsproxy.tls.file_access import UnusableFile
 _T = TypeVar("_T")
 
 
-def make_rules(files: SnapshotFiles, name: str, listener: Listener, warn: Callable[[Mistake], None]) -> Rules:
+def make_rules(
+    files: SnapshotFiles,
+    name: str,
+    listener: Listener,
+    warn: Callable[[Mistake], None],
+    complete: Callable[[Rules], Rules] = lambda rules: rules,
+) -> Rules:
     """The policy of a listener, held against the one rule for every line in it.
 
     Args:
@@ -31,58 +37,74 @@ def make_rules(files: SnapshotFiles, name: str, listener: Listener, warn: Callab
         name: the listener's name.
         listener: its settings.
         warn: told of what can be used, but deserves a look.
+        complete: adds what the files do not say, or raises ConfigError.
 
     Raises:
-        ConfigError: with every mistake in it.
+        ConfigError: with every mistake in it. Lines that are none do not keep the others from being judged.
     """
-    assert files.settings is not None  # noqa: S101 - policies are made of a YAML file that can be used
     mistakes: list[Mistake] = []
-    hba = ident = roles = None
-    try:
-        hba = _parse(files, f"listeners.{name}.hba_file", listener.hba_file, parse_hba)
-    except ConfigError as error:
-        mistakes.extend(error.mistakes)
-    try:
-        if listener.ident_file is not None:
-            ident = _parse(files, f"listeners.{name}.ident_file", listener.ident_file, parse_ident)
-    except ConfigError as error:
-        mistakes.extend(error.mistakes)
-    try:
-        if listener.roles_file is not None:
-            roles = _parse(files, f"listeners.{name}.roles_file", listener.roles_file, parse_roles)
-    except ConfigError as error:
-        mistakes.extend(error.mistakes)
-    if hba is None or mistakes:
+    read = _parsed(files, name, "hba_file", listener.hba_file, read_hba, mistakes)
+    if read is not None:
+        mistakes.extend(read[1])
+    ident = _parsed(files, name, "ident_file", listener.ident_file, parse_ident, mistakes)
+    roles = _parsed(files, name, "roles_file", listener.roles_file, parse_roles, mistakes)
+    if read is None:
         raise ConfigError(mistakes)
-    rules = Rules(
+    rules = _assembled(files, name, listener, read[0], ident, roles)
+    knows_maps = listener.ident_file is None or ident is not None
+    found = check_soundness(rules, *_surroundings(files, listener), knows_maps=knows_maps)
+    mistakes.extend(found.mistakes)
+    try:
+        rules = complete(rules)
+    except ConfigError as error:
+        mistakes.extend(error.mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
+    for warning in found.warnings:
+        warn(warning)
+    if (closed := _closed_socket(files.path, name, listener, rules)) is not None:
+        warn(closed)
+    return rules
+
+
+def _assembled(
+    files: SnapshotFiles,
+    name: str,
+    listener: Listener,
+    hba: HbaRules,
+    ident: IdentMaps | None,
+    roles: Memberships | None,
+) -> Rules:
+    assert files.settings is not None  # noqa: S101 - policies are made of a YAML file that can be used
+    has_roles = listener.roles_query is not None or listener.roles_file is not None
+    return Rules(
         listener=name,
         hba=hba,
         ident=ident or IdentMaps(),
         roles=roles,
-        looks_up_roles=listener.roles_query is not None,
+        looks_up_roles=has_roles and roles is None,
         has_verifiers=listener.has_verifiers,
         plaintext_from=listener.plaintext_from,
         databases=_databases(listener, files.settings.backends),
     )
+
+
+def _surroundings(
+    files: SnapshotFiles, listener: Listener
+) -> tuple[ListenerTransports, Mapping[str, BackendFacts]]:
+    """How clients come to a listener, and what is known of the backends to which they go on."""
+    assert files.settings is not None  # noqa: S101 - as above
     transports = ListenerTransports(
         unix=listener.has_unix,
         tcp=listener.has_tcp,
         tls=listener.ssl,
         has_client_ca=listener.ssl_ca_file is not None,
     )
-    facts = {
+    return transports, {
         each: BackendFacts(sslcert=backend.sslcert is not None, unix_socket=backend.has_unix_host)
         for each in listener.backends
         for backend in (files.settings.backends[each],)
     }
-    found = check_soundness(rules, transports, facts)
-    for warning in found.warnings:
-        warn(warning)
-    if found.mistakes:
-        raise ConfigError(found.mistakes)
-    if (closed := _closed_socket(files.path, name, listener, rules)) is not None:
-        warn(closed)
-    return rules
 
 
 def _databases(listener: Listener, backends: Mapping[str, Backend]) -> Databases:
@@ -117,9 +139,23 @@ def _closed_socket(path: str, name: str, listener: Listener, rules: Rules) -> Mi
     )
 
 
-def _parse(files: SnapshotFiles, where: str, path: str, parse: Callable[[str, bytes, Sources], _T]) -> _T:
-    """Make something of the lines of a file, and of those that it includes."""
+def _parsed(
+    files: SnapshotFiles,
+    name: str,
+    key: str,
+    path: str | None,
+    parse: Callable[[str, bytes, Sources], _T],
+    mistakes: list[Mistake],
+) -> _T | None:
+    """What a file says with those that it includes; None where there is none, or a mistake in it."""
+    if path is None:
+        return None
     content = files.rules[path]
     if isinstance(content, UnusableFile):
-        raise ConfigError([Mistake(f"{files.path}: {where}", str(content))])
-    return parse(path, content, files.included)
+        mistakes.append(Mistake(f"{files.path}: listeners.{name}.{key}", str(content)))
+        return None
+    try:
+        return parse(path, content, files.included)
+    except ConfigError as error:
+        mistakes.extend(error.mistakes)
+        return None

@@ -325,8 +325,8 @@ class _Builder:
         self, name: str, settings: Listener, trust: Trust | None, secrets: Secrets | None
     ) -> _Policy | None:
         """A policy, with the very backends that it was judged against; None at start where one is missing."""
-        rules = make_rules(self._files, name, settings, self._warnings.append)
-        rules = with_trusted_issuers(rules, trust)
+        warn = self._warnings.append
+        rules = make_rules(self._files, name, settings, warn, lambda each: with_trusted_issuers(each, trust))
         wanted = self._files.settings
         backends: dict[str, BackendSnapshot] = {}
         for key, wanted_name in settings.named_backends():

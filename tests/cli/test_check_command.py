@@ -150,6 +150,67 @@ def test_all_mistakes_are_reported_at_once(certs, proxy, command_line):
     assert "bad_hba.conf:2" in result.stderr
 
 
+POLICY = {
+    "pg_hba.conf": (
+        "hots all all all trust\n"
+        "hostssl all all all cert map=nobodys\n"
+        "host all all all md5\n"
+        "hostssl all all all cert issuer=CN=nobody\n"
+        "host all +staff all reject\n"
+        "hostssl all all all cert clientname=cn map=people\n"
+    ),
+    "pg_ident.conf": "people alice alice\n",
+    "roles": "staff alice\n",
+}
+
+IN_THE_LINES = [
+    ("pg_hba.conf", "1", "invalid connection type"),
+    ("pg_hba.conf", "6", "invalid value for clientname"),
+    ("pg_hba.conf", "2", 'map "nobodys" has no line'),
+    ("pg_hba.conf", "3", "it asks nobody"),
+    ("pg_hba.conf", "4", "no CA of this name"),
+]
+
+
+def mistakes_of(certs, proxy, command_line, files):
+    shown = certs.client("pgtlsproxy")
+    own = {"login": "certificate", "sslcert": shown.crt, "sslkey": shown.key}
+    listener = with_tls(certs, ident_file="pg_ident.conf", roles_file="roles")
+    path = proxy.write(config({"tls": listener}, primary=with_password_backend(certs) | own), files)
+    found = json.loads(command_line("check", "-c", path, "--json").stdout)["mistakes"]
+    return [(Path(one["where"]).name.partition(":"), one["what"]) for one in found]
+
+
+def assert_told(found, expected):
+    assert [(name, number) for (name, _, number), _ in found] == [
+        (name, number) for name, number, _ in expected
+    ]
+    assert all(wrong in what for (_, what), (_, _, wrong) in zip(found, expected, strict=True))
+
+
+def test_every_mistake_in_the_lines_of_a_policy_is_told_at_once(certs, proxy, command_line):
+    found = mistakes_of(certs, proxy, command_line, POLICY)
+    assert_told(found, IN_THE_LINES)
+
+
+def test_what_may_follow_from_another_mistake_is_not_told(certs, proxy, command_line):
+    """Maps and roles may be there when the file is mended that would say so."""
+    files = POLICY | {
+        "pg_ident.conf": "people alice\npeople alice +crew\n",
+        "roles": "staff staff2\nstaff2 staff\n",
+    }
+    found = mistakes_of(certs, proxy, command_line, files)
+    assert_told(
+        found,
+        [
+            *IN_THE_LINES[:2],
+            ("pg_ident.conf", "1", "missing entry"),
+            ("roles", "", "members of each other"),
+            *IN_THE_LINES[3:],
+        ],
+    )
+
+
 def test_missing_files_are_reported_at_once_and_nothing_that_follows_from_them(certs, proxy, command_line):
     listener = with_tls(certs, ssl_cert_file="no.crt", ssl_key_file="no.key")
     backend = with_password_backend(certs) | {"sslcert": "nor.crt", "sslkey": "nor.key"}

@@ -103,7 +103,7 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
         if piece.endswith("\\"):
             pieces.append(piece[:-1])
             continue
-        yield first, "".join([*pieces, piece]) if pieces else piece
+        yield first, "".join([*pieces, piece]).rstrip("\r") if pieces else piece
         pieces.clear()
         first = number
     if pieces:

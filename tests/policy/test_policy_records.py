@@ -54,6 +54,9 @@ def test_a_line_is_split_as_postgresql_splits_it(text: str, expected: list[list[
         (b"a\\", [(1, "a")]),
         (b"a\\\n", [(1, "a")]),
         (b"\n\n  \n#x\na", [(5, "a")]),
+        (b'a "b\r\\\n\r\nc', [(1, 'a "b'), (3, "c")]),
+        (b'a "b\r\\\n\\\n\nc', [(1, 'a "b'), (4, "c")]),
+        (b'a "b\r\\\n', [(1, 'a "b\r')]),
     ],
 )
 def test_a_backslash_continues_a_line_and_the_first_number_counts(

@@ -31,7 +31,7 @@ SESSION_FIELDS: Final = (
     "cert_cn", "cert_dn", "cert_issuer", "cert_issuer_key", "cert_serial", "cert_sha256", "cert_not_after",
     "cert_san", "cert_verified",
     "method", "login", "hba_file", "hba_line", "ident_file", "ident_line", "decided_by",
-    "verdict", "kind", "sqlstate", "reason", "identity", "proof",
+    "verdict", "kind", "sqlstate", "reason", "identity", "proof", "delayed",
     "backend", "backend_database", "backend_addr", "backend_local_port", "backend_pid", "backend_tls_version",
 )  # fmt: skip
 """Every field of `session_decided`, in the order in which they are written."""

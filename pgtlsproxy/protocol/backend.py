@@ -145,6 +145,15 @@ class LoginExchange:
                 return "password"
 
     @property
+    def is_password_given(self) -> bool:
+        """Whether the client's last message lets the backend judge a password; tokens are none."""
+        if self._turn is not _Turn.BACKEND or not self._is_answered:
+            return False
+        if self._challenge is Challenge.SCRAM:
+            return self._scram_messages == _SCRAM_MESSAGES
+        return self._challenge in {Challenge.CLEARTEXT, Challenge.MD5}
+
+    @property
     def outcome(self) -> Outcome:
         """What the login has shown so far."""
         return Outcome(self._challenge, self._is_answered, self._is_finished)

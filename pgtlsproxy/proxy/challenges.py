@@ -40,6 +40,7 @@ from pgtlsproxy.protocol.scram.messages import read_server_final
 from pgtlsproxy.proxy.bridge import Bridge
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.dial import read_message, send_to_backend
+from pgtlsproxy.proxy.guessing import Guess
 from pgtlsproxy.proxy.prove import (
     ASK_FOR_PASSWORD,
     ASK_TO_BEGIN,
@@ -92,6 +93,7 @@ class Challenges:
         client: its end, to which the backend's questions go.
         proved: what the proxy has proved itself; None where the backend has to.
         verifiers: where the users' SCRAM verifiers are found; None where the listener has none.
+        guess: waits before the client's password is judged.
 
     Attributes:
         exchange: what the backend has asked, and whether it was answered.
@@ -107,6 +109,7 @@ class Challenges:
         client: Client,
         proved: Proved | None,
         verifiers: Verifiers | None,
+        guess: Guess,
     ) -> None:
         self.exchange = exchange = LoginExchange()
         # Not `self.exchange`: in a cycle, both connections would wait for the garbage collector.
@@ -121,6 +124,7 @@ class Challenges:
         self._backend = backend
         self._client = client
         self._verifiers = verifiers
+        self._guess = guess
         self._settings = negotiated.accepted.listener.backends[grant.backend].settings
         self._bridge: Bridge | None = None
         self._is_binding_removed = False
@@ -139,6 +143,7 @@ class Challenges:
                 case _:
                     self.exchange.other(message)
             if self.exchange.is_authenticated:
+                self._guess.right()
                 return
             if self.exchange.may_client_answer:
                 message = await self._next_of_either()
@@ -283,7 +288,9 @@ class Challenges:
             raise BackendMisbehaved("a password in clear would have to cross the client's clear leg")
         self.held += ASK_FOR_PASSWORD
         await self.flush()
-        return parse_password((await self._read_answer()).body)
+        password = parse_password((await self._read_answer()).body)
+        await self._guess.turn()
+        return password
 
     async def _prove(self, password: Secret, request: Authentication) -> None:
         """Take the client's part of a SCRAM exchange with the backend.
@@ -356,6 +363,8 @@ class Challenges:
                 "channel_binding=disable in the client, method cert with login: certificate, or the "
                 "backend's own certificate and key at the listener"
             )
+        if self.exchange.is_password_given:
+            await self._guess.turn()
         await send_to_backend(self._backend.leg, message.raw)
 
     def _client_leg(self) -> ClientLeg:
@@ -372,9 +381,10 @@ class Challenges:
             BackendMisbehaved: where the proxy's own credential failed, which the client cannot mend and
                 need not know of.
         """
-        if self._grant.login is not Login.PASSTHROUGH and not self.exchange.is_authenticated:
-            error = parse_error_response(message.body)
-            if error.sqlstate in {"28000", "28P01"}:
+        error = parse_error_response(message.body)
+        if error.sqlstate in {"28000", "28P01"} and not self.exchange.is_authenticated:
+            self._guess.wrong()
+            if self._grant.login is not Login.PASSTHROUGH:
                 raise BackendMisbehaved(f"the backend refused the proxy's own credential: {error.message}")
         self.held += message.raw
         await self.flush()

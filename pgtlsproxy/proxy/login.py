@@ -17,6 +17,7 @@ from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.proxy.challenges import Challenges
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.dial import read_message
+from pgtlsproxy.proxy.guessing import Guess
 from pgtlsproxy.proxy.stages import BackendLeg, CancelKey, LoggedIn, Negotiated, Proved, Standing
 from pgtlsproxy.proxy.verifiers import Verifiers
 
@@ -33,6 +34,7 @@ async def log_in(
     client: Client,
     proved: Proved | None,
     verifiers: Verifiers | None,
+    guess: Guess,
     admit: Callable[[Proof], Awaitable[Standing]],
     log: SessionLog,
 ) -> LoggedIn:
@@ -46,6 +48,7 @@ async def log_in(
         client: its end, to which the backend's answers go.
         proved: what the proxy has proved itself; None where the backend has to.
         verifiers: where the users' SCRAM verifiers are found; None where the listener has none.
+        guess: waits before a password is judged.
         admit: has the last word, when the backend has let the client in and the client does not know it yet.
         log: told what is known.
 
@@ -62,7 +65,7 @@ async def log_in(
         WrongSessionAttributes: another host is to be tried; the client has heard nothing yet.
         ProtocolViolation, ClientGone, BackendUnavailable: one side broke the exchange.
     """
-    challenges = Challenges(negotiated, grant, backend, client, proved, verifiers)
+    challenges = Challenges(negotiated, grant, backend, client, proved, verifiers, guess)
     proof = await _Login(challenges, grant, backend, target_session_attrs).run(proved)
     standing = await admit(proof)
     await challenges.flush()  # AuthenticationOk as far as ReadyForQuery

@@ -29,6 +29,7 @@ from pgtlsproxy.protocol.scram.keys import Verifier
 from pgtlsproxy.protocol.scram.server import WrongProof
 from pgtlsproxy.protocol.startup import version_answer
 from pgtlsproxy.proxy.client import Client
+from pgtlsproxy.proxy.guessing import Guess
 from pgtlsproxy.proxy.stages import Negotiated, Proved
 from pgtlsproxy.proxy.verifiers import Known, Verifiers
 from pgtlsproxy.tls.certificates import end_point_hash
@@ -49,7 +50,7 @@ PASSWORD_CHECKS: Final = trio.CapacityLimiter(2)
 
 
 async def prove(
-    negotiated: Negotiated, grant: Grant, client: Client, verifiers: Verifiers | None
+    negotiated: Negotiated, grant: Grant, client: Client, verifiers: Verifiers | None, guess: Guess
 ) -> Proved | None:
     """Prove a client, as far as that is the proxy's to do.
 
@@ -58,6 +59,7 @@ async def prove(
         grant: what it may do, once it is proved.
         client: its end, to be asked.
         verifiers: where the users' verifiers are found; None where the listener has none.
+        guess: waits before a password is judged.
 
     Returns:
         The proof; None where the backend has to make it.
@@ -73,7 +75,7 @@ async def prove(
         return None
     if verifiers is None:
         raise Unproven(f"{grant.hba} needs the users' verifiers, and the listener has none")
-    asking = _Asking(negotiated, grant, client, verifiers)
+    asking = _Asking(negotiated, grant, client, verifiers, guess)
     if ProofKind.SCRAM in grant.accepts:
         return asking.proved(ProofKind.SCRAM, await asking.for_scram())
     if ProofKind.PASSWORD in grant.accepts:
@@ -130,11 +132,14 @@ def _explained(error: WrongProof, user: str, known: Known) -> WrongProof:
 class _Asking:
     """One client that is asked by us."""
 
-    def __init__(self, negotiated: Negotiated, grant: Grant, client: Client, verifiers: Verifiers) -> None:
+    def __init__(
+        self, negotiated: Negotiated, grant: Grant, client: Client, verifiers: Verifiers, guess: Guess
+    ) -> None:
         self._negotiated = negotiated
         self._grant = grant
         self._client = client
         self._verifiers = verifiers
+        self._guess = guess
         is_scram = ProofKind.SCRAM in grant.accepts
         self._reader = client_reader(lambda: "SASL" if is_scram else "password")
 
@@ -151,6 +156,7 @@ class _Asking:
         asked = server.challenge(verifier, end_point, mechanism, client_first)
         await self._say(encode_authentication(11, asked.server_first))
         client_final = (await self._read_scram()).body
+        await self._guess.turn()
         try:
             server_final = asked.verify(client_final, user)
         except WrongProof as error:
@@ -166,6 +172,7 @@ class _Asking:
             raise Unproven(f"{self._grant.hba} asks for a password in clear, and the client's leg is clear")
         await self._say(greeting(self._negotiated, self._grant) + ASK_FOR_PASSWORD)
         password = parse_password((await self._read()).body)
+        await self._guess.turn()
         user = self._grant.user
         known = await self._verifiers.known(user)
         verifier = known.verifier or self._verifiers.doomed(user)
@@ -178,6 +185,7 @@ class _Asking:
         return fresh.verifier
 
     def proved(self, kind: ProofKind, verifier: Verifier) -> Proved:
+        self._guess.right()
         user = self._grant.user
         unread = self._reader.take_unread()
         return Proved(Proof(kind, user, user), was_asked=True, unread=unread, verifier=verifier)

@@ -80,6 +80,7 @@ class Server:
             why: for the log.
         """
         self.services.admission.close(why)
+        self.services.guesses.close()
         self._accepting.cancel()
 
     async def _accept(self, name: str, listening: socket.socket, sessions: trio.Nursery) -> None:

@@ -12,6 +12,7 @@ from pgtlsproxy.proxy.admission import Admission
 from pgtlsproxy.proxy.auth_query import AuthQueries
 from pgtlsproxy.proxy.authorise import LookUps
 from pgtlsproxy.proxy.cancel import Cancels
+from pgtlsproxy.proxy.guessing import Guesses
 from pgtlsproxy.proxy.relay import Relay
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import Snapshot
@@ -30,6 +31,7 @@ class Services:
         cancels: the live sessions' cancel keys.
         relay: what carries sessions that are logged in.
         admission: how many are there, and whether anybody is let in.
+        guesses: how often passwords were wrong.
         in_service: gives the configuration that is served now.
     """
 
@@ -41,4 +43,5 @@ class Services:
     cancels: Cancels
     relay: Relay
     admission: Admission
+    guesses: Guesses
     in_service: Callable[[], Snapshot]

@@ -34,6 +34,7 @@ from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.challenges import BackendRefused
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
+from pgtlsproxy.proxy.guessing import Guess
 from pgtlsproxy.proxy.login import WrongSessionAttributes, log_in
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
 from pgtlsproxy.proxy.prove import prove, require_still_good
@@ -103,10 +104,14 @@ async def _run(
         verifiers = verifiers_of(
             accepted.listener, snapshot.generation, services.in_service, services.auth_queries
         )
-        proved = await prove(negotiated, grant, client, verifiers)
-        if proved is not None:
-            seat.proved()
-        logged_in = await _log_in(negotiated, grant, client, proved, verifiers, services, log)
+        with services.guesses.of(accepted.guesser, grant.user) as guess:
+            try:
+                proved = await prove(negotiated, grant, client, verifiers, guess)
+                if proved is not None:
+                    seat.proved()
+                logged_in = await _log_in(negotiated, grant, client, proved, verifiers, guess, services, log)
+            finally:
+                guess.note(log)
     await _relay(logged_in, accepted, services, log)
 
 
@@ -116,6 +121,7 @@ async def _log_in(
     client: Client,
     proved: Proved | None,
     verifiers: Verifiers | None,
+    guess: Guess,
     services: Services,
     log: SessionLog,
 ) -> LoggedIn:
@@ -134,7 +140,9 @@ async def _log_in(
         backend = await connect(negotiated, grant, candidates, log)
         try:
             attrs = candidates.target_session_attrs
-            logged_in = await log_in(negotiated, grant, backend, attrs, client, proved, verifiers, admit, log)
+            logged_in = await log_in(
+                negotiated, grant, backend, attrs, client, proved, verifiers, guess, admit, log
+            )
             # Once more: the client may have taken its time to hear of it.
             return replace(logged_in, standing=await admit(logged_in.proof, logged_in.standing))
         except WrongSessionAttributes as error:

@@ -47,6 +47,11 @@ class Accepted:
     startup_deadline: float
     deadline: float
 
+    @property
+    def guesser(self) -> str:
+        """Who is counted as one when passwords are guessed: its source, at a Unix socket its uid."""
+        return self.address.source if self.os_user is None else f"uid {self.os_user.uid}"
+
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:

@@ -40,6 +40,7 @@ from pgtlsproxy.proxy.channel import (
 )
 from pgtlsproxy.proxy.drain import drain
 from pgtlsproxy.proxy.expiry import judge_expiry
+from pgtlsproxy.proxy.guessing import Guesses
 from pgtlsproxy.proxy.mailboxes import Mailboxes
 from pgtlsproxy.proxy.origins import Builder
 from pgtlsproxy.proxy.relay import open_relay
@@ -144,6 +145,7 @@ class _Worker:
                     cancels=cancels,
                     relay=relay,
                     admission=admission,
+                    guesses=Guesses(),
                     in_service=self._snapshot,
                 )
                 async with trio.open_nursery() as nursery:

@@ -266,8 +266,10 @@ class Guess:
             pair.waiting -= 1
             self._guesses.settled(self._source, self._user, pair, failed=False)
             raise
-        pair.waiting -= 1
-        self.waited += trio.current_time() - since
+        else:
+            pair.waiting -= 1
+        finally:
+            self.waited += trio.current_time() - since
 
     def right(self) -> None:
         """The password was right: earlier failures are forgotten."""

@@ -50,6 +50,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
         5_000,
         ("tests/promises/test_thousands_of_idle_sessions_cost_memory_alone.py",),
     ),
+    "users": Campaign("PGTLSPROXY_USERS", 200, ("tests/promises/test_nobody_learns_who_exists.py",)),
     "floods": Campaign(
         "PGTLSPROXY_FLOOD",
         200_000,

@@ -131,7 +131,10 @@ def what_is_held(running, folder):
 
 @pytest.mark.parametrize("methods", [METHODS, ("passfile",)], ids=["of clients", "of the administrator"])
 def test_while_sessions_are_relayed_nothing_holds_what_proved_them(start, needles, certs, methods):
-    """StoredKey is the administrator's, as is the password in a passfile; to find them shows that it looks there."""
+    """StoredKey is the administrator's, as is the password in a passfile; to find them shows that it looks there.
+
+    They log in at all, so that each password was hashed in a thread (see `fixtures.memory`).
+    """
     running, folder = start(*methods)
     text = json.dumps({name: each.hex() for name, each in needles.items()})
     (folder / "needles.json").write_text(text)

@@ -26,7 +26,7 @@ from pgtlsproxy.proxy.relay_bulk import LARGE_OCTETS, BulkTransfers
 from pgtlsproxy.proxy.relay_count import HEADER_OCTETS, QUERY
 from pgtlsproxy.proxy.relay_ending import When, Wish
 from pgtlsproxy.proxy.relay_moments import Moments
-from pgtlsproxy.proxy.relay_owed import A_QUERY, ANSWERED, KEPT_OCTETS, is_one_batch, length_in
+from pgtlsproxy.proxy.relay_owed import A_QUERY, ANSWERED, KEPT_OCTETS, Owed, is_one_batch, query_head
 from pgtlsproxy.proxy.relay_session import (
     Direction,
     RelaySession,
@@ -36,7 +36,10 @@ from pgtlsproxy.proxy.relay_session import (
 from pgtlsproxy.tls.raw import Buffers, Operation, Want
 from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS
 
-MAX_EVENTS: Final = 256
+MAX_EVENTS: Final = 42
+"""Of one wake-up. Room for them is got each time, 12 octets for each: up to 512 together Python has it at
+hand, which takes 0.07 µs less than what the C library gives.
+"""
 
 SWEEP_SECONDS: Final = 1.0
 """How often sessions are looked for that have gone silent after a bulk transfer and hold memory."""
@@ -49,7 +52,10 @@ _NOTHING: Final = select.EPOLLET
 
 _EVENTS_OF: Final = itemgetter(1)
 
-Route = tuple[Operation, Any, Operation, Any, Direction, bool]
+_QUERY_HEADS: Final = tuple(query_head(octets) for octets in range(LARGE_OCTETS))
+"""How a record of so many octets begins that is one Query: to compare takes 0.1 µs less than to unpack."""
+
+Route = tuple[Operation, Any, Operation, Any, Direction, Owed, bool]
 """How to carry one message: read, its handle, write, its handle, and for what; True where the client asks."""
 
 
@@ -159,17 +165,19 @@ class RelayLoop:
         has_other_work = timeout is not None
         while True:
             batch = poll(timeout, MAX_EVENTS)
-            if len(batch) > 1:
-                # Broken connections first: OpenSSL reads nothing more from one that it could not write
-                # to, and why the backend went may still lie unread.
-                batch.sort(key=_EVENTS_OF, reverse=True)
+            for _, events in batch:
+                if events != _IN:
+                    # Broken connections first: OpenSSL reads nothing more from one that it could not write
+                    # to, and why the backend went may still lie unread. To sort every batch: 0.1 µs.
+                    batch.sort(key=_EVENTS_OF, reverse=True)
+                    break
             for fd, events in batch:
                 route = routes[fd]
                 if route is None or events != _IN:
                     has_other_work = True
                     self._other_event(fd, events)
                     continue
-                read, source, write, sink, direction, is_clients = route
+                read, source, write, sink, direction, owed, is_clients = route
                 try:
                     taken = given = read(source, pointer, record)
                     if taken <= 0 or (given := write(sink, pointer, taken)) != taken:
@@ -182,20 +190,22 @@ class RelayLoop:
                     continue
                 # Direction.carried and what it calls, in place: a call would cost 0.1 µs.
                 direction.octets += taken
-                owed = direction.owed
                 answer = owed.answer
                 if not is_clients:
                     if not answer and taken < LARGE_OCTETS:
-                        owed.answer = (
-                            plain[:taken] if taken < KEPT_OCTETS else plain[taken - KEPT_OCTETS : taken]
-                        )
+                        kept_from = 0 if taken < KEPT_OCTETS else taken - KEPT_OCTETS
+                        owed.answer = plain[kept_from:taken]
                         continue
-                elif answer.endswith(ANSWERED) and len(answer) < KEPT_OCTETS:
+                elif (
+                    HEADER_OCTETS <= taken < LARGE_OCTETS
+                    and answer.endswith(ANSWERED)
+                    and len(answer) < KEPT_OCTETS
+                ):
                     if plain[0] == QUERY:
-                        if length_in(plain)[0] == taken - 1 and HEADER_OCTETS <= taken < LARGE_OCTETS:
+                        if plain.startswith(_QUERY_HEADS[taken]):
                             owed.request, owed.answer = A_QUERY, b""
                             continue
-                    elif HEADER_OCTETS <= taken < KEPT_OCTETS and is_one_batch(one := plain[:taken]):
+                    elif taken < KEPT_OCTETS and is_one_batch(one := plain[:taken]):
                         owed.request, owed.answer = one, b""
                         continue
                 has_other_work = True
@@ -344,7 +354,8 @@ class RelayLoop:
             and not leg.is_buffered
             and not sink.is_buffered
         )
-        route = leg.read, leg.handle, sink.write, sink.handle, direction, direction.is_from_client
+        carrying = leg.read, leg.handle, sink.write, sink.handle
+        route = (*carrying, direction, direction.owed, direction.is_from_client)
         self._routes[fd] = route if is_plain else None
 
     def _remove(self, session: RelaySession) -> None:

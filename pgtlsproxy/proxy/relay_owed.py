@@ -32,7 +32,6 @@ then be ended between the two answers.
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 from pgtlsproxy.proxy.relay_count import (
@@ -68,8 +67,10 @@ _BEGINS: Final = bytes((*EXTENDED, _SYNC))
 _MAYBE_QUERY: Final = b"Q\x00"
 _MAYBE_FUNCTION_CALL: Final = b"F\x00"
 
-length_in: Final = struct.Struct("!xI").unpack_from
-"""The length word of the message that data begins with, in a tuple."""
+
+def query_head(octets: int) -> bytes:
+    """What a Query of so many octets begins with, at least `HEADER_OCTETS`: its type and its length word."""
+    return b"Q" + max(octets - 1, 0).to_bytes(4)
 
 
 def is_one_batch(record: bytes | bytearray) -> bool:
@@ -98,10 +99,9 @@ def request_in(buffer: bytearray, octets: int) -> bytes | bytearray:
         octets: how many.
     """
     if octets >= HEADER_OCTETS:
-        if buffer[0] == QUERY:
-            if length_in(buffer)[0] == octets - 1:
-                return A_QUERY
-        elif octets < KEPT_OCTETS and is_one_batch(record := buffer[:octets]):
+        if buffer.startswith(query_head(octets)):
+            return A_QUERY
+        if octets < KEPT_OCTETS and is_one_batch(record := buffer[:octets]):
             return record
     return b""
 

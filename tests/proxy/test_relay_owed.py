@@ -247,6 +247,13 @@ def test_one_request_is_told_from_its_two_ends(record, is_one):
     assert bool(request_in(bytearray(record + b"\x00" * 8), len(record))) == is_one
 
 
+@pytest.mark.parametrize("octets", [0, 1, 249, 250, 251, 252, KEPT_OCTETS, 7_993, 65_530, 100_000])
+def test_a_query_of_any_length_is_told_from_one_that_is_cut_and_from_two(octets):
+    record = query("x" * octets)
+    for cut, is_one in ((record, True), (record[:-1], False), (record + query("y"), False)):
+        assert bool(request_in(bytearray(cut + b"\x00" * 8), len(cut))) == is_one
+
+
 def test_nothing_is_counted_where_one_request_is_sent_at_a_time():
     owed = Owed()
     for request in (query("x" * KEPT_OCTETS), query("x"), parse("y" * 3000) + bind() + EXECUTE + SYNC):

@@ -79,6 +79,11 @@ class Bridge:
             case Failure.WRONG_PROOF:
                 return f"{last.where} does not fit the client's proof"
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the backend is made to refuse the client because nobody says what its verifier is."""
+        return bool(self._tried) and not self._tried[-1].is_answered
+
     async def for_backend(self, answer: Message) -> Message | None:
         """What an answer of the client becomes for the backend.
 

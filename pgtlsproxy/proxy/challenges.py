@@ -383,7 +383,8 @@ class Challenges:
         """
         error = parse_error_response(message.body)
         if error.sqlstate in {"28000", "28P01"} and not self.exchange.is_authenticated:
-            self._guess.wrong()
+            if self._bridge is None or not self._bridge.is_unanswered:
+                self._guess.wrong()
             if self._grant.login is not Login.PASSTHROUGH:
                 raise BackendMisbehaved(f"the backend refused the proxy's own credential: {error.message}")
         self.held += message.raw

@@ -124,11 +124,6 @@ async def check_password(password: Secret, verifier: Verifier) -> bool:
     return hmac.compare_digest(made.stored_key.reveal(), verifier.stored_key.reveal())
 
 
-def _explained(error: WrongProof, user: str, known: Known) -> WrongProof:
-    """The same with why nobody could have been right, for the log."""
-    return error if known.verifier is not None else WrongProof(user, f"{error.reason}; {known.explained}")
-
-
 class _Asking:
     """One client that is asked by us."""
 
@@ -161,7 +156,7 @@ class _Asking:
             server_final = asked.verify(client_final, user)
         except WrongProof as error:
             self._verifiers.doubt(user)  # the password may be a new one, and this salt the old one's
-            raise _explained(error, user, known) from None
+            raise self._wrong(error, known) from None
         await self._say(encode_authentication(12, server_final))
         return verifier
 
@@ -181,8 +176,16 @@ class _Asking:
         fresh = await self._verifiers.fresh(user, known)
         is_newer = fresh.verifier is not None and fresh.verifier != known.verifier
         if fresh.verifier is None or not is_newer or not await check_password(password, fresh.verifier):
-            raise _explained(WrongProof(user, "the password is wrong"), user, fresh)
+            raise self._wrong(WrongProof(user, "the password is wrong"), fresh)
         return fresh.verifier
+
+    def _wrong(self, error: WrongProof, known: Known) -> WrongProof:
+        """The same with why nobody could have been right, for the log. An outage is nobody's guess."""
+        if not known.is_answered:
+            self._guess.unknown()
+        if known.verifier is not None:
+            return error
+        return WrongProof(self._grant.user, f"{error.reason}; {known.explained}")
 
     def proved(self, kind: ProofKind, verifier: Verifier) -> Proved:
         self._guess.right()

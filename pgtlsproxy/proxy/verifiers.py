@@ -31,6 +31,7 @@ class Known:
         is_asked: whether it was asked for, and does not stand in a file.
         lack: why there is none, to be put behind `where`.
         since: when the look-up began; what is asked for from then on is newer.
+        is_answered: whether whoever was asked has said anything.
     """
 
     verifier: Verifier | None
@@ -38,6 +39,7 @@ class Known:
     is_asked: bool
     lack: str
     since: float
+    is_answered: bool = True
 
     @property
     def explained(self) -> str:
@@ -77,16 +79,14 @@ class Sources:
         return Known(verifier, self.secrets.where(user), is_asked=False, lack=lack, since=since)
 
     async def _ask(self, asked: AskedVerifiers, user: str, not_before: float, since: float) -> Known:
-        now, verifier = time.time(), None
+        now, where = time.time(), f"auth_query at backend {asked.name}"
         try:
             secret = (await asked.look(user, not_before)).secret
         except LookUpFailed as error:
             lack = f"has no answer: {error.reason}"
-        else:
-            verifier = secret.at(now)
-            lack = "says that the password has expired" if secret.is_expired(now) else secret.lack
-        where = f"auth_query at backend {asked.name}"
-        return Known(verifier, where, is_asked=True, lack=lack, since=since)
+            return Known(None, where, is_asked=True, lack=lack, since=since, is_answered=False)
+        lack = "says that the password has expired" if secret.is_expired(now) else secret.lack
+        return Known(secret.at(now), where, is_asked=True, lack=lack, since=since)
 
     def doomed(self, user: str) -> Verifier:
         """A verifier that looks like the user's, or like one that it could have, and fits no password."""

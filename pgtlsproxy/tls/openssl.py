@@ -210,7 +210,7 @@ def verify_with(context: SSL.Context, callback: VerifyCallback) -> None:
 
 
 def receive(connection: SSL.Connection, max_octets: int) -> bytes:
-    """What `connection.recv` does, at half its cost: pyOpenSSL looks for failures behind each success, too."""
+    """What `connection.recv` does at half its cost: pyOpenSSL looks for failures behind each success."""
     if not HAS_BINDING:
         return connection.recv(max_octets)
     ssl, buffer = handle_of(connection), _new_buffer("char[]", max_octets)

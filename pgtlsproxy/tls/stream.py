@@ -276,8 +276,8 @@ class TLSLeg(_SocketLeg):
     async def _wait(self, operation: Operation) -> None:
         # trio lets one task wait for a descriptor's direction; the second, a rare one, waits for the first.
         if operation in self._waiting:
-            done = self._waiting[operation] = self._waiting[operation] or trio.Event()
-            await done.wait()
+            over = self._waiting[operation] = self._waiting[operation] or trio.Event()
+            await over.wait()
             return
         self._waiting[operation] = None
         try:
@@ -286,9 +286,9 @@ class TLSLeg(_SocketLeg):
             else:
                 await trio.lowlevel.wait_writable(self.sock)
         finally:
-            done = self._waiting.pop(operation)
-            if done is not None:
-                done.set()
+            awaited = self._waiting.pop(operation)
+            if awaited is not None:
+                awaited.set()
 
 
 Leg = ClearLeg | TLSLeg

@@ -25,6 +25,9 @@ MAX_CANCEL_RATE: Final = 1_000_000
 
 MAX_WORKERS: Final = 64
 
+MIN_RELOAD_INTERVAL: Final = 0.1
+MAX_RELOAD_INTERVAL: Final = 86_400.0
+
 
 def _workers(value: object) -> int:
     if value == "auto":
@@ -42,12 +45,14 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-def _never(value: object) -> float:
-    if parse_time(value) > 0:
+def _interval(value: object) -> float:
+    seconds = parse_time(value)
+    if seconds and not MIN_RELOAD_INTERVAL <= seconds <= MAX_RELOAD_INTERVAL:
         raise BadValue(
-            "reloading by itself is not in this version: write 0, or leave the key out, and send SIGHUP"
+            f"{seconds:g} s is out of range: 0 to reload on SIGHUP alone, or from {MIN_RELOAD_INTERVAL:g} s "
+            f"to {MAX_RELOAD_INTERVAL:g} s"
         )
-    return 0.0
+    return seconds
 
 
 class Log(Model):
@@ -81,7 +86,7 @@ class General(Model):
     workers: Annotated[int, BeforeValidator(_workers)] = 1
     """Processes that serve sessions, each on one core; `auto` is one for each core. Ours."""
 
-    reload_interval: Annotated[float, BeforeValidator(_never)] = 0.0
+    reload_interval: Annotated[float, BeforeValidator(_interval)] = 10.0
     """Seconds between looks at the files; 0 to reload on SIGHUP alone. Ours."""
 
     drain_delay: Annotated[Seconds, AfterValidator(in_range(0, 3600))] = 0.0

@@ -6,11 +6,8 @@ reload can go on with the units that are whole.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import selectors
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,12 +16,13 @@ from typing import Final, TypeVar
 
 from pgtlsproxy.config import Listener, Settings, load_settings
 from pgtlsproxy.errors import ConfigError, Mistake
-from pgtlsproxy.identity import Secret, printable
+from pgtlsproxy.identity import Secret
 from pgtlsproxy.policy.inclusion import MAX_OCTETS as MAX_RULES_OCTETS
 from pgtlsproxy.policy.inclusion import follow
 from pgtlsproxy.protocol.scram.secrets import MAX_SECRETS_OCTETS
 from pgtlsproxy.proxy.mock_secrets import mock_secret_to_check, mock_secret_to_serve_with
-from pgtlsproxy.proxy.rule_files import Included, InclusionReader
+from pgtlsproxy.proxy.passphrases import passphrase
+from pgtlsproxy.proxy.rule_files import Included, InclusionReader, read_again
 from pgtlsproxy.tls.file_access import (
     Folder,
     SystemRoots,
@@ -36,14 +34,6 @@ from pgtlsproxy.tls.file_access import (
     read_key_file,
     system_roots,
 )
-
-PASSPHRASE_SECONDS: Final = 10.0
-"""How long ssl_passphrase_command may take."""
-
-PASSPHRASE_OCTETS: Final = 1024
-
-MAX_OUTPUT_OCTETS: Final = 4096
-"""How much ssl_passphrase_command may print; its first line counts."""
 
 SYSTEM_ROOTS: Final = "system"
 
@@ -67,6 +57,7 @@ class SnapshotFiles:
         passphrases: by listener name, what ssl_passphrase_command printed.
         rules: hba, ident and roles files by path: their bytes, or why there are none.
         included: what those include.
+        digest: of the YAML file's bytes; empty where they could not be read.
     """
 
     path: str
@@ -80,10 +71,11 @@ class SnapshotFiles:
     passphrases: Mapping[str, Secret | UnusableFile] = field(repr=False)
     rules: Mapping[str, bytes | UnusableFile] = field(default_factory=dict, repr=False)
     included: Included = field(default_factory=Included, repr=False)
+    digest: bytes = field(default=b"", repr=False)
 
 
 def read(path: str, *, in_service: Settings | None = None, serves: bool = False) -> SnapshotFiles:
-    """Read the configuration and every file that it names.
+    """Read the configuration and every file that it names, and ask for passphrases.
 
     Args:
         path: the YAML file.
@@ -91,10 +83,28 @@ def read(path: str, *, in_service: Settings | None = None, serves: bool = False)
         in_service: at a reload, the settings that are served. Their files are read where the YAML file
             cannot be used, and passphrase commands run only where the listener lets them on a reload.
     """
-    settings, mistakes = _read_settings(path)
+    return with_passphrases(read_content(path, in_service=in_service, serves=serves), in_service)
+
+
+def read_content(
+    path: str,
+    *,
+    in_service: Settings | None = None,
+    serves: bool = False,
+    known: SnapshotFiles | None = None,
+) -> SnapshotFiles:
+    """Read the configuration and every file that it names, and start no command.
+
+    Args:
+        path: the YAML file.
+        in_service: as in `read`.
+        serves: as in `read`.
+        known: what an earlier reading found. What still says the same is not parsed again.
+    """
+    settings, mistakes, digest = _read_settings(path, known)
     named = settings or in_service
     if named is None:
-        return SnapshotFiles(path, None, mistakes, {}, {}, {}, {}, None, {})
+        return SnapshotFiles(path, None, mistakes, {}, {}, {}, {}, None, {}, digest=digest)
     plain, keys, directories = _named_files(named)
     rules = _read_rule_files(named.listeners.values())
     uid = os.geteuid()
@@ -117,15 +127,28 @@ def read(path: str, *, in_service: Settings | None = None, serves: bool = False)
         _read_each(directories, read_directory),
         _read_each(_user_folders(named), Folder),
         _attempt(lambda: system_roots(os.environ)) if wants_roots else None,
-        {
-            name: _attempt(partial(_passphrase, listener))
-            for name, listener in named.listeners.items()
-            if listener.ssl_passphrase_command
-            and (in_service is None or listener.ssl_passphrase_command_supports_reload)
-        },
+        {},
         rules,
-        _included(rules),
+        _included(rules, known),
+        digest,
     )
+
+
+def with_passphrases(files: SnapshotFiles, in_service: Settings | None = None) -> SnapshotFiles:
+    """The same, and what the passphrase commands print, which run now.
+
+    Args:
+        files: what `read_content` found.
+        in_service: as in `read`.
+    """
+    named = files.settings or in_service
+    passphrases = {
+        name: _attempt(partial(passphrase, listener))
+        for name, listener in (named.listeners.items() if named is not None else ())
+        if listener.ssl_passphrase_command
+        and (in_service is None or listener.ssl_passphrase_command_supports_reload)
+    }
+    return replace(files, passphrases=passphrases)
 
 
 def read_rules(path: str, listener: str | None = None) -> SnapshotFiles:
@@ -135,7 +158,7 @@ def read_rules(path: str, listener: str | None = None) -> SnapshotFiles:
         path: the YAML file.
         listener: whose; None for all.
     """
-    settings, mistakes = _read_settings(path)
+    settings, mistakes, _ = _read_settings(path)
     rules: Mapping[str, bytes | UnusableFile] = {}
     if settings is not None:
         named = [one for name, one in settings.listeners.items() if listener in {None, name}]
@@ -163,19 +186,27 @@ def _read_each(files: Mapping[str, str], reader: Callable[[str, str], _T]) -> di
     return {path: _attempt(partial(reader, path, kind)) for path, kind in files.items()}
 
 
-def _read_settings(path: str) -> tuple[Settings | None, tuple[Mistake, ...]]:
+def _read_settings(
+    path: str, known: SnapshotFiles | None = None
+) -> tuple[Settings | None, tuple[Mistake, ...], bytes]:
+    """What the YAML file says, or what is wrong with it, and its digest."""
+    digest = b""
     try:
         content, status = read_file_and_status(path, "configuration file")
-        settings = load_settings(path, content)
+        digest = hashlib.blake2b(content).digest()
+        if known is not None and known.settings is not None and known.digest == digest:
+            settings = known.settings
+        else:
+            settings = load_settings(path, content)
         if any(backend.has_inline_secret for backend in settings.backends.values()):
             problem = key_file_problem(path, status, os.geteuid(), "configuration file with sslpassword")
             if problem is not None:
                 raise UnusableFile(problem)
     except UnusableFile as error:
-        return None, (Mistake(path, str(error)),)
+        return None, (Mistake(path, str(error)),), digest
     except ConfigError as error:
-        return None, tuple(error.mistakes)
-    return settings, ()
+        return None, tuple(error.mistakes), digest
+    return settings, (), digest
 
 
 def _attempt(action: Callable[[], _T]) -> _T | UnusableFile:
@@ -236,13 +267,24 @@ def _read_rule_files(listeners: Iterable[Listener]) -> dict[str, bytes | Unusabl
     return _read_each(kinds, lambda file, kind: read_file(file, kind, MAX_RULES_OCTETS))
 
 
-def _included(rules: Mapping[str, bytes | UnusableFile]) -> Included:
+def _included(rules: Mapping[str, bytes | UnusableFile], known: SnapshotFiles | None = None) -> Included:
     """Everything that the files include, by going through them as the workers will."""
+    if known is not None and _say_the_same(rules, known.rules):
+        included = read_again(known.included)
+        if included == known.included:
+            return known.included  # the same lines include the same files
     reader = InclusionReader()
     for path, content in rules.items():
         if isinstance(content, bytes):
             follow(path, content, reader)
     return reader.included
+
+
+def _say_the_same(one: Mapping[str, bytes | UnusableFile], other: Mapping[str, bytes | UnusableFile]) -> bool:
+    """Whether two readings found the same files with the same content; those without any do not count."""
+    return one.keys() == other.keys() and all(
+        content == other[path] for path, content in one.items() if isinstance(content, bytes)
+    )
 
 
 def _secrets_files(settings: Settings) -> dict[str, str]:
@@ -273,67 +315,3 @@ def _user_folders(settings: Settings) -> dict[str, str]:
         for template in (backend.sslcert, backend.sslkey)
         if template is not None
     }
-
-
-def _passphrase(listener: Listener) -> Secret:
-    """Run ssl_passphrase_command, as PostgreSQL does: a shell command, `%p` a prompt, `%%` a percent sign.
-
-    Its first line is the passphrase. Never shown: what it prints, to either stream.
-    """
-    prompt = "Enter PEM pass phrase:"
-    command = (
-        (listener.ssl_passphrase_command or "").replace("%%", "\0").replace("%p", prompt).replace("\0", "%")
-    )
-    try:
-        process = subprocess.Popen(  # noqa: S602 - a shell command by definition, written by the administrator
-            command,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text that a shell can be given"
-        raise UnusableFile(f"ssl_passphrase_command cannot be run: {reason}") from None
-    with process:
-        try:
-            output = _output(process, time.monotonic() + PASSPHRASE_SECONDS)
-        except BaseException:
-            # The shell leads a group of its own, in which is whatever it started.
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if process.returncode != 0:
-        raise UnusableFile(
-            f"ssl_passphrase_command ended with exit status {printable(str(process.returncode))}"
-        )
-    return Secret(output.partition(b"\n")[0].rstrip(b"\r")[:PASSPHRASE_OCTETS])
-
-
-def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes:
-    """What a process prints until it ends."""
-    assert process.stdout is not None  # noqa: S101 - it was asked for
-    late = UnusableFile(
-        f"ssl_passphrase_command did not end within {PASSPHRASE_SECONDS:g} s, or something that it started "
-        "keeps its output open: let it print the passphrase and end"
-    )
-    output = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while selector.select(max(deadline - time.monotonic(), 0)):
-            more = os.read(process.stdout.fileno(), MAX_OUTPUT_OCTETS)
-            if not more:
-                break
-            output += more
-            if len(output) > MAX_OUTPUT_OCTETS:
-                raise UnusableFile(
-                    f"ssl_passphrase_command printed over {MAX_OUTPUT_OCTETS >> 10} kB: let it print the "
-                    "passphrase and nothing else"
-                )
-        else:
-            raise late
-    try:
-        process.wait(max(deadline - time.monotonic(), 0))
-    except subprocess.TimeoutExpired:
-        raise late from None
-    return output

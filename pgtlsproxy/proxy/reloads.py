@@ -7,14 +7,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import Settings
 from pgtlsproxy.proxy.channel import Build, Built, FileSet, Packed, Swap, pack
-from pgtlsproxy.proxy.files import SnapshotFiles, read
+from pgtlsproxy.proxy.files import SnapshotFiles, read_content, with_passphrases
 from pgtlsproxy.proxy.history import History
+from pgtlsproxy.proxy.watch import Look, Watch
 from pgtlsproxy.proxy.worker_process import WorkerProcess
 
 BUILD_SECONDS: Final = 60.0
@@ -23,12 +25,15 @@ BUILD_SECONDS: Final = 60.0
 SWAP_SECONDS: Final = 10.0
 """How long it may take to swap one in, which is one step of its event loop."""
 
+MAX_CHANGED_SHOWN: Final = 20
+"""How many changed files the log names."""
+
 
 class Reloads:
     """At most one reload at a time, and one more for whatever is asked for meanwhile.
 
     Args:
-        path: the configuration file.
+        first: what the files said at the start.
         history: what is in service.
         logger: told what came of each.
         replace: drains a worker that cannot build what the others can, and starts another.
@@ -37,20 +42,23 @@ class Reloads:
 
     def __init__(
         self,
-        path: str,
+        first: SnapshotFiles,
         history: History,
         logger: FilteringBoundLogger,
         replace: Callable[[WorkerProcess], None],
         wake: Callable[[], None],
     ) -> None:
-        self._path = path
+        self._path = first.path
         self._history = history
         self._logger = logger
         self._replace = replace
         self._wake = wake
-        self._read: queue.SimpleQueue[SnapshotFiles | Exception] = queue.SimpleQueue()
+        self._read: queue.SimpleQueue[Look | Exception] = queue.SimpleQueue()
+        self._watch = Watch(first, logger, wake)
         self._is_under_way = False
         self._is_wanted = False
+        self._is_asked_for = False
+        self._said: set[tuple[str, str]] = set()
         self._forget()
 
     def _forget(self) -> None:
@@ -58,21 +66,40 @@ class Reloads:
         self._order: Packed | None = None
         self._answers: dict[WorkerProcess, Built | None] = {}
         self._unswapped: set[WorkerProcess] | None = None
-        self.deadline = math.inf
+        self._answers_by = math.inf
+
+    @property
+    def deadline(self) -> float:
+        """`time.monotonic()` when `go_on` has something to do, whether or not anybody answers."""
+        if self._is_under_way:
+            return self._answers_by
+        return self._watch.due(self._history.settings.reload_interval)
+
+    def stop_watching(self) -> None:
+        """Begin no reload any more that nobody asks for."""
+        self._watch.stop()
 
     def ask(self) -> None:
         """Reload, now or when the reload that is under way is over."""
         if self._is_under_way:
             self._is_wanted = True
             return
-        self._is_under_way = True
         self._logger.info("reloading")
-        # A passphrase command or a file system may hang; signals are obeyed meanwhile.
-        threading.Thread(target=self._read_files, args=(self._history.settings,), daemon=True).start()
+        self._begin(None)
 
-    def _read_files(self, in_service: Settings) -> None:
+    def _begin(self, look: Look | None) -> None:
+        """Read the files, or take what a look at them has found."""
+        self._is_under_way = True
+        self._is_asked_for = look is None
+        # A passphrase command or a file system may hang; signals are obeyed meanwhile.
+        threading.Thread(target=self._read_files, args=(look, self._history.settings), daemon=True).start()
+
+    def _read_files(self, look: Look | None, in_service: Settings) -> None:
         try:
-            self._read.put(read(self._path, in_service=in_service, serves=True))
+            if look is None:
+                found = read_content(self._path, in_service=in_service, serves=True, known=self._watch.known)
+                look = Look.of(found)
+            self._read.put(replace(look, files=with_passphrases(look.files, in_service)))
         except Exception as error:  # noqa: BLE001 - a file that trips us must not end the proxy
             self._read.put(error)
         self._wake()
@@ -85,9 +112,11 @@ class Reloads:
         """
         if not self._read.empty():
             self._have_built(self._read.get(), serving)
-        if time.monotonic() < self.deadline:
+        if not self._is_under_way:
+            self._look()
+        if time.monotonic() < self._answers_by:
             return
-        self.deadline = math.inf
+        self._answers_by = math.inf
         if self._unswapped is None:
             for worker, answer in self._answers.items():
                 if answer is None:
@@ -99,14 +128,24 @@ class Reloads:
                 self._logger.error("worker_does_not_swap", worker=worker.number)
                 worker.kill()
 
-    def _have_built(self, files: SnapshotFiles | Exception, serving: list[WorkerProcess]) -> None:
-        if isinstance(files, Exception):
-            self._logger.error("bug", exc_info=files)
+    def _look(self) -> None:
+        """Reload by itself where the files have changed and hold still."""
+        look = self._watch.go_on(self._history.settings)
+        if look is not None:
+            changed = self._watch.changed(look)
+            self._watch.take(look)  # not again, whatever comes of it
+            self._logger.info("reloading", changed=changed[:MAX_CHANGED_SHOWN], changes=len(changed))
+            self._begin(look)
+
+    def _have_built(self, look: Look | Exception, serving: list[WorkerProcess]) -> None:
+        if isinstance(look, Exception):
+            self._logger.error("bug", exc_info=look)
             self._fail()
             return
+        self._watch.take(look)
         generation = self._history.generation + 1
-        self._files = files
-        self._order = pack(Build(generation, (FileSet(generation, files, generation),), beside=True))
+        self._files = look.files
+        self._order = pack(Build(generation, (FileSet(generation, look.files, generation),), beside=True))
         for worker in serving:
             self.join(worker)
 
@@ -114,7 +153,7 @@ class Reloads:
         """Let a worker that serves what is in service take part."""
         if self._order is not None and self._unswapped is None:
             self._answers[worker] = None
-            self.deadline = time.monotonic() + BUILD_SECONDS
+            self._answers_by = time.monotonic() + BUILD_SECONDS
             worker.send(self._order)
 
     def built(self, worker: WorkerProcess, answer: Built) -> None:
@@ -140,7 +179,7 @@ class Reloads:
         result = next(iter(able.values()))
         self._history.advance(self._files, in_use, result.mistakes)
         self._unswapped = set(able)
-        self.deadline = time.monotonic() + SWAP_SECONDS
+        self._answers_by = time.monotonic() + SWAP_SECONDS
         for worker in able:
             worker.send(Swap(self._history.generation))
         for worker in answers.keys() - able.keys():
@@ -168,13 +207,20 @@ class Reloads:
         result = next(answer for answer in self._answers.values() if answer is not None and answer.is_usable)
         for where, what in result.warnings:
             self._logger.warning("config_warning", warning=f"{where}: {what}")
-        for where, what in result.mistakes:
-            self._logger.error("config_mistake", mistake=f"{where}: {what}")
+        self._say_mistakes(result)
         if result.mistakes:
             self._logger.error("reload_failed", generation=self._history.generation, kept=list(result.kept))
         else:
             self._logger.info("reloaded", generation=self._history.generation)
         self._finish()
+
+    def _say_mistakes(self, result: Built) -> None:
+        """Say what is wrong: all of it where somebody asked for the reload, else what is new."""
+        mistakes = [(where, what) for where, what in result.mistakes]
+        for where, what in mistakes:
+            if self._is_asked_for or (where, what) not in self._said:
+                self._logger.error("config_mistake", mistake=f"{where}: {what}")
+        self._said = set(mistakes)
 
     def _fail(self) -> None:
         self._logger.error("reload_failed", generation=self._history.generation, kept=["everything"])

@@ -102,6 +102,20 @@ class InclusionReader:
         return Unreadable(f"more than {MAX_FILES} files are included")
 
 
+def read_again(included: Included) -> Included:
+    """What the same files and folders hold now.
+
+    Args:
+        included: what an `InclusionReader` was asked for.
+    """
+    reader = InclusionReader()
+    for path in included.folders:
+        reader.folder(path)
+    for path in included.files:
+        reader.file(path)
+    return reader.included
+
+
 def _unreadable(error: UnusableFile) -> Unreadable:
     """Why there is nothing to read; the path in it is what a file says."""
     return Unreadable(printable(str(error)), is_missing=isinstance(error, MissingFile))

@@ -85,7 +85,7 @@ class _Supervisor:
         self._woken, self._waking = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._crew = Crew(settings, table, self._selector, logger)
-        self._reloads = Reloads(files.path, self._history, logger, self._crew.replace, self._wake)
+        self._reloads = Reloads(files, self._history, logger, self._crew.replace, self._wake)
 
     # --- The loop -------------------------------------------------------------------------------------
 
@@ -236,6 +236,7 @@ class _Supervisor:
             drain_delay=settings.drain_delay,
             drain_timeout=settings.drain_timeout,
         )
+        self._reloads.stop_watching()
 
     def _drain_when_due(self) -> None:
         """Accept no more, and have the workers end their sessions."""

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from fixtures.waiting import until
 from pgtlsproxy import pki
 from pgtlsproxy.errors import ConfigError
-from pgtlsproxy.proxy import files
+from pgtlsproxy.proxy import passphrases
 from pgtlsproxy.proxy.snapshot import load
 
 CA = pki.make_ca("test CA")
@@ -90,7 +90,7 @@ def test_the_first_line_opens_the_key(folder: Path, command: str) -> None:
 def test_a_command_that_does_not_end_is_ended_with_all_that_it_started(
     folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr(files, "PASSPHRASE_SECONDS", 0.5)
+    monkeypatch.setattr(passphrases, "PASSPHRASE_SECONDS", 0.5)
     what = mistake(folder, f"echo $$ > {folder}/group; {command}")
     assert what is not None
     assert "ssl_passphrase_command did not end within 0.5 s" in what
@@ -104,7 +104,7 @@ def test_a_command_that_does_not_end_is_ended_with_all_that_it_started(
 def test_a_command_that_prints_for_ever_is_ended_at_once(folder: Path, command: str) -> None:
     since = time.monotonic()
     what = mistake(folder, f"echo $$ > {folder}/group; {command}")
-    assert time.monotonic() - since < files.PASSPHRASE_SECONDS
+    assert time.monotonic() - since < passphrases.PASSPHRASE_SECONDS
     assert what is not None
     assert "ssl_passphrase_command printed over 4 kB" in what
     until(lambda: not running_in_group(int((folder / "group").read_text())))

@@ -28,7 +28,7 @@ COMMANDS: Final = {
 }
 """Sub-commands and their one line, known without importing them."""
 
-HIDDEN: Final = frozenset({"worker"})
+HIDDEN: Final = frozenset({"worker", "status_page"})
 """What people do not call."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pgtlsproxy.config.backend import USER_PLACEHOLDER, Backend
 from pgtlsproxy.config.listener import ANY_DATABASE, AuthQuery, Listener, RolesQuery
 from pgtlsproxy.config.loading import load_settings
-from pgtlsproxy.config.settings import MAX_CONNECTIONS, Log, Settings
+from pgtlsproxy.config.settings import MAX_CONNECTIONS, Log, Settings, Status
 from pgtlsproxy.config.values import Host, TCPAddress, UnixAddress
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Log",
     "RolesQuery",
     "Settings",
+    "Status",
     "TCPAddress",
     "UnixAddress",
     "load_settings",

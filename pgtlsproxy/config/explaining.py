@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.listener import AuthQuery, Database, Listener, RolesQuery
 from pgtlsproxy.config.model import Model
-from pgtlsproxy.config.settings import General, Log
+from pgtlsproxy.config.settings import General, Log, Status
 from pgtlsproxy.config.values import found
 from pgtlsproxy.identity import printable
 
@@ -29,11 +29,13 @@ _NESTED: Final[Mapping[str, type[Model]]] = {
     "roles_query": RolesQuery,
     "auth_query": AuthQuery,
     "databases": Database,
+    "status": Status,
 }
 """Settings that have settings of their own."""
 
 _REQUIRED: Final = {
     "listen": 'where clients connect, as in ["127.0.0.1:5432"]',
+    "status.listen": 'where metrics are served, as in "127.0.0.1:9643"',
     "backend": "the name of one of the backends",
     "ssl": "on, or off for clear text alone",
     "hba_file": "without a pg_hba.conf nobody may come in",
@@ -54,7 +56,8 @@ def explain(detail: ErrorDetails, model: type[Model]) -> str:
         case "value_error":
             return str(detail["ctx"]["error"])
         case "missing":
-            return f"is missing: {_REQUIRED[key]}"
+            path = ".".join(map(str, detail["loc"]))
+            return f"is missing: {_REQUIRED.get(path) or _REQUIRED[key]}"
         case "extra_forbidden":
             return _unknown_key(key, _NESTED[str(detail["loc"][0])] if len(detail["loc"]) > 1 else model)
         case "bool_type":

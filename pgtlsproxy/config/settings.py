@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, SkipValidation
+from pydantic import AfterValidator, BeforeValidator, SkipValidation, model_validator
 
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.listener import Listener
-from pgtlsproxy.config.model import Model, Seconds, in_range, one_of, whole_number
-from pgtlsproxy.config.values import BadValue, found, parse_time
+from pgtlsproxy.config.model import CommaList, FilePath, Model, Seconds, in_range, one_of, whole_number
+from pgtlsproxy.config.values import BadValue, TCPAddress, found, parse_listen_address, parse_time
 from pgtlsproxy.errors import Mistake
 
 MAX_CONNECTIONS: Final = 0x3FFFF
@@ -27,6 +28,8 @@ MAX_WORKERS: Final = 64
 
 MIN_RELOAD_INTERVAL: Final = 0.1
 MAX_RELOAD_INTERVAL: Final = 86_400.0
+
+_HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 def _workers(value: object) -> int:
@@ -68,6 +71,50 @@ class Log(Model):
     """What is less grave is left out."""
 
 
+def _status_address(value: object) -> TCPAddress:
+    address = parse_listen_address(value)
+    if not isinstance(address, TCPAddress):
+        raise BadValue(f'found {found(value)}, expected a TCP address, as in "127.0.0.1:9643"')
+    return address
+
+
+def _host_name(value: object) -> str:
+    if not isinstance(value, str) or _HOST_NAME.fullmatch(value) is None:
+        raise BadValue(f"found {found(value)}, expected a host name without a port, as in proxy.example.com")
+    return value.lower()
+
+
+class Status(Model):
+    """Metrics and probes over HTTP. Ours, but for the names that begin with ssl_."""
+
+    not_in_this_version: ClassVar[frozenset[str]] = frozenset({"quitquitquit"})
+
+    listen: Annotated[TCPAddress, BeforeValidator(_status_address)]
+    """The address. Beyond loopback only `/metrics`, `/livez` and `/readyz` are served, unless ssl_ca_file is
+    given."""
+
+    hosts: Annotated[tuple[Annotated[str, BeforeValidator(_host_name)], ...], CommaList] = ()
+    """Names that a request may call the proxy, besides localhost and numeric addresses."""
+
+    ssl_cert_file: FilePath | None = None
+    """PEM: the certificate, and behind it the intermediates that issued it; None for HTTP in clear."""
+
+    ssl_key_file: FilePath | None = None
+    """PEM: its private key."""
+
+    ssl_ca_file: FilePath | None = None
+    """PEM: whose certificates may see everything; others see what everybody may."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
+            missing = "ssl_cert_file" if self.ssl_cert_file is None else "ssl_key_file"
+            raise BadValue(f"{missing} is missing: TLS needs a certificate and its key")
+        if self.ssl_ca_file is not None and self.ssl_cert_file is None:
+            raise BadValue("ssl_ca_file would have no effect without ssl_cert_file and ssl_key_file")
+        return self
+
+
 class General(Model):
     """What is neither a listener's nor a backend's."""
 
@@ -76,7 +123,6 @@ class General(Model):
             "max_connections_per_source",
             "max_connections_per_user",
             "max_handshakes",
-            "status",
             "console",
             "reuse_port",
             "dns_cache",
@@ -110,6 +156,9 @@ class General(Model):
 
     cancel_rate: Annotated[int, BeforeValidator(whole_number(0, MAX_CANCEL_RATE))] = 10
     """CancelRequests with a key that no session here has, a second and source; 0 for no limit. Ours."""
+
+    status: Status | None = None
+    """Metrics and probes over HTTP; None for none. Ours."""
 
     log: Log = Log()
     """What the log looks like."""

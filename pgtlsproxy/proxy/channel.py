@@ -60,6 +60,8 @@ class Welcome:
         secret: the key of the table's digests.
         inbox: where other workers' messages come in.
         mailboxes: where messages to each worker go, by number from 1.
+        tally: where sessions are counted.
+        listeners: whose sessions, in the order in which they stand there.
     """
 
     number: int
@@ -69,6 +71,8 @@ class Welcome:
     secret: Secret
     inbox: socket.socket
     mailboxes: tuple[socket.socket, ...]
+    tally: Descriptor
+    listeners: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,7 @@ class Built:
         warnings: the same: what deserves a look.
         kept: the units that keep their old content.
         in_use: the generations of the file sets that something in the snapshot was made of.
+        not_after: (owner, name, Unix time) of what runs out.
     """
 
     generation: int
@@ -156,6 +161,7 @@ class Built:
     warnings: Sequence[tuple[str, str]] = ()
     kept: Sequence[str] = ()
     in_use: Sequence[int] = ()
+    not_after: Sequence[tuple[str, str, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +193,7 @@ class Packed:
         descriptors: what goes along.
     """
 
-    order: Order
+    order: object
     content: bytes = field(repr=False)
     descriptors: tuple[int, ...]
 
@@ -212,8 +218,8 @@ class _Pickler(pickle.Pickler):
         return None
 
 
-def pack(order: Order) -> Packed:
-    """Make an order ready to be sent."""
+def pack(order: object) -> Packed:
+    """Make an order ready to be sent, whoever it is for."""
     target = io.BytesIO()
     pickler = _Pickler(target)
     pickler.dump(order)
@@ -339,7 +345,7 @@ class Answers:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
-    def receive(self) -> Order:
+    def receive(self) -> object:
         """The next order, waited for.
 
         Raises:
@@ -358,9 +364,7 @@ class Answers:
             for _, _, data in ancillary:
                 descriptors.frombytes(data)
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
-        order = _Unpickler(self._read(length), descriptors).load()
-        assert isinstance(order, Order)  # noqa: S101 - narrows the type
-        return order
+        return _Unpickler(self._read(length), descriptors).load()
 
     def _read(self, octets: int) -> bytes:
         data = bytearray(octets)

@@ -23,6 +23,7 @@ from pgtlsproxy.config import Settings
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.proxy.channel import Descriptor, Drain, Welcome
 from pgtlsproxy.proxy.shared_table import SharedTable
+from pgtlsproxy.proxy.tally import Tally
 from pgtlsproxy.proxy.worker_process import WorkerProcess
 
 START_ATTEMPTS: Final = 5
@@ -77,6 +78,7 @@ class Crew:
     Args:
         settings: how many, and what their log looks like.
         table: what they share.
+        tally: where they count sessions.
         selector: where their answers are waited for, each worker being its key's data.
         logger: told who comes and goes.
 
@@ -90,6 +92,7 @@ class Crew:
         self,
         settings: Settings,
         table: SharedTable,
+        tally: Tally,
         selector: selectors.BaseSelector,
         logger: FilteringBoundLogger,
     ) -> None:
@@ -98,6 +101,7 @@ class Crew:
         self.has_served = False
         self._log = settings.log
         self._table = table
+        self._tally = tally
         self._selector = selector
         self._logger = logger
         self._secret = Secret(secrets.token_bytes(32))
@@ -158,6 +162,8 @@ class Crew:
                 self._secret,
                 inbox,
                 tuple(outbox for _, outbox in self._mailboxes),
+                Descriptor(self._tally.descriptor),
+                self._tally.listeners,
             )
         )
         yield worker
@@ -205,6 +211,7 @@ class Crew:
             self._selector.unregister(worker.orders.sock)
         worker.orders.close()
         self._table.clear(worker.number)
+        self._tally.bury(worker.number)
         told = {
             "worker": worker.number,
             "pid": worker.pid,

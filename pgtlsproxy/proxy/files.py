@@ -235,6 +235,10 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
         if listener.auth_query is not None:
             note(keys, listener.auth_query.passfile, "password file")
         note(directories, listener.ssl_crl_dir, "certificate revocation list directory")
+    if settings.status is not None:
+        note(plain, settings.status.ssl_cert_file, "certificate file")
+        note(plain, settings.status.ssl_ca_file, "root certificate file")
+        note(keys, settings.status.ssl_key_file, "private key file")
     for backend in settings.backends.values():
         if backend.sslrootcert != SYSTEM_ROOTS:
             note(plain, backend.sslrootcert, "root certificate file")

@@ -33,6 +33,11 @@ class History:
         self.sets: tuple[FileSet, ...] = (FileSet(1, first, 1),)
         self._settings_of = 1
 
+    @property
+    def newest(self) -> SnapshotFiles:
+        """What the files said last."""
+        return self.sets[-1].files
+
     def advance(self, files: SnapshotFiles, in_use: Collection[int], mistakes: Collection[object]) -> None:
         """Note that the next generation is in service.
 

@@ -63,6 +63,7 @@ class Builder:
 def _parts(snapshot: Snapshot) -> Iterator[tuple[_Place, object]]:
     """Everything in a snapshot that is made of files, and where it is."""
     yield ("settings",), snapshot.settings
+    yield ("status",), snapshot.status
     for backend in snapshot.backends.values():
         yield from _backend_parts((), backend)
     for listener in snapshot.listeners.values():

@@ -13,6 +13,7 @@ from typing import Final
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import Settings
+from pgtlsproxy.observability.figures import Loaded, NotAfter
 from pgtlsproxy.proxy.channel import Build, Built, FileSet, Packed, Swap, pack
 from pgtlsproxy.proxy.files import SnapshotFiles, read_content, with_passphrases
 from pgtlsproxy.proxy.history import History
@@ -29,6 +30,10 @@ MAX_CHANGED_SHOWN: Final = 20
 """How many changed files the log names."""
 
 
+EVERYTHING: Final = "everything"
+"""The unit that keeps its old content where nothing could be built."""
+
+
 class Reloads:
     """At most one reload at a time, and one more for whatever is asked for meanwhile.
 
@@ -38,6 +43,9 @@ class Reloads:
         logger: told what came of each.
         replace: drains a worker that cannot build what the others can, and starts another.
         wake: makes the supervisor call `go_on`; called from another thread.
+
+    Attributes:
+        last: what came of the last one, or of the start.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class Reloads:
         self._is_wanted = False
         self._is_asked_for = False
         self._said: set[tuple[str, str]] = set()
+        self.last = Loaded(is_good=True, good_at=time.time())
         self._forget()
 
     def _forget(self) -> None:
@@ -74,6 +83,10 @@ class Reloads:
         if self._is_under_way:
             return self._answers_by
         return self._watch.due(self._history.settings.reload_interval)
+
+    def started(self, answer: Built) -> None:
+        """Note what a worker has built at the start, when all of it could be taken."""
+        self.last = Loaded(is_good=True, good_at=time.time(), not_after=_not_after(answer))
 
     def stop_watching(self) -> None:
         """Begin no reload any more that nobody asks for."""
@@ -178,6 +191,7 @@ class Reloads:
         in_use = {generation for answer in able.values() for generation in answer.in_use}
         result = next(iter(able.values()))
         self._history.advance(self._files, in_use, result.mistakes)
+        self._note(result)
         self._unswapped = set(able)
         self._answers_by = time.monotonic() + SWAP_SECONDS
         for worker in able:
@@ -186,6 +200,12 @@ class Reloads:
             self._logger.error("worker_cannot_reload", worker=worker.number)
             self._replace(worker)
         self._report_when_all_have_swapped()
+
+    def _note(self, result: Built) -> None:
+        is_good = not result.mistakes
+        good_at = time.time() if is_good else self.last.good_at
+        failed = dict.fromkeys("configuration" if unit == self._path else unit for unit in result.kept)
+        self.last = Loaded(is_good, good_at, tuple(failed), _not_after(result))
 
     def swapped(self, worker: WorkerProcess) -> None:
         """Note that a worker serves the new generation."""
@@ -223,7 +243,8 @@ class Reloads:
         self._said = set(mistakes)
 
     def _fail(self) -> None:
-        self._logger.error("reload_failed", generation=self._history.generation, kept=["everything"])
+        self._logger.error("reload_failed", generation=self._history.generation, kept=[EVERYTHING])
+        self.last = replace(self.last, is_good=False, failed=(EVERYTHING,))
         self._finish()
 
     def _finish(self) -> None:
@@ -232,3 +253,7 @@ class Reloads:
         if self._is_wanted:
             self._is_wanted = False
             self.ask()
+
+
+def _not_after(answer: Built) -> tuple[NotAfter, ...]:
+    return tuple(NotAfter(str(owner), str(name), float(at)) for owner, name, at in answer.not_after)

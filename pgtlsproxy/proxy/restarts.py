@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pgtlsproxy.config import Settings
+from pgtlsproxy.config import Settings, TCPAddress
 from pgtlsproxy.errors import Mistake
 
 
@@ -31,4 +31,10 @@ def restart_warnings(path: str, old: Settings, new: Settings) -> list[Mistake]:
         for key in ("log", "workers")
         if getattr(old, key) != getattr(new, key)
     ]
+    if _status_address(old) != _status_address(new):
+        warnings.append(Mistake(f"{path}: status.listen", what))
     return warnings
+
+
+def _status_address(settings: Settings) -> TCPAddress | None:
+    return None if settings.status is None else settings.status.listen

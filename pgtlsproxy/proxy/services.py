@@ -16,6 +16,7 @@ from pgtlsproxy.proxy.guessing import Guesses
 from pgtlsproxy.proxy.relay import Relay
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import Snapshot
+from pgtlsproxy.proxy.tally import TallyRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class Services:
         relay: what carries sessions that are logged in.
         admission: how many are there, and whether anybody is let in.
         guesses: how often passwords were wrong.
+        tally: where sessions are counted.
         in_service: gives the configuration that is served now.
     """
 
@@ -44,4 +46,5 @@ class Services:
     relay: Relay
     admission: Admission
     guesses: Guesses
+    tally: TallyRow
     in_service: Callable[[], Snapshot]

@@ -43,6 +43,7 @@ from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.stages import Accepted, LoggedIn, Negotiated, Proved, SessionEnd, Standing
 from pgtlsproxy.proxy.standing import keep_up, standing_of
+from pgtlsproxy.proxy.tally import SessionCount
 from pgtlsproxy.proxy.verifiers import Verifiers, verifiers_of
 
 
@@ -59,17 +60,20 @@ async def serve_session(sock: socket.socket, listener: str, services: Services) 
     log = SessionLog(services.logger, services.folder, session=session, generation=snapshot.generation)
     client = Client(sock, session)
     seat = services.admission.seat(snapshot.settings)
+    count = services.tally.session(listener)
     try:
         try:
-            await _run(session, client, listener, snapshot, services, seat, log)
+            await _run(session, client, listener, snapshot, services, seat, log, count)
         except* ProxyError as refusals:
-            await _refuse(_first(refusals), client, log)
+            await _refuse(_first(refusals), client, log, count)
         except* Exception as failures:  # noqa: BLE001 - the session's boundary, and the only one
             log.bug(failures)
-            await _refuse(InternalError("a bug of ours, see the event `bug` of this session"), client, log)
+            error = InternalError("a bug of ours, see the event `bug` of this session")
+            await _refuse(error, client, log, count)
     except* Exception as failures:  # noqa: BLE001 - refusing failed itself
         log.bug(failures)
     finally:
+        count.over()
         seat.leave()
         client.close()
 
@@ -82,6 +86,7 @@ async def _run(
     services: Services,
     seat: Seat,
     log: SessionLog,
+    count: SessionCount,
 ) -> None:
     """All stages, in order."""
     with seat.until_let_in():
@@ -112,7 +117,7 @@ async def _run(
                 logged_in = await _log_in(negotiated, grant, client, proved, verifiers, guess, services, log)
             finally:
                 guess.note(log)
-    await _relay(logged_in, accepted, services, log)
+    await _relay(logged_in, accepted, services, log, count)
 
 
 async def _log_in(
@@ -154,10 +159,13 @@ async def _log_in(
             raise
 
 
-async def _relay(logged_in: LoggedIn, accepted: Accepted, services: Services, log: SessionLog) -> None:
+async def _relay(
+    logged_in: LoggedIn, accepted: Accepted, services: Services, log: SessionLog, count: SessionCount
+) -> None:
     """Carry the session to its end, and say how it ended even when it was cut."""
     traffic, end = Traffic(), None
     try:
+        count.let_in()
         log.allowed()
         with services.cancels.registered(accepted.listener.name, logged_in):
             end = await services.relay.carry(logged_in, traffic)
@@ -167,6 +175,7 @@ async def _relay(logged_in: LoggedIn, accepted: Accepted, services: Services, lo
             is_cut = trio.current_effective_deadline() == -math.inf
             kind = ErrorKind.SHUTDOWN if is_cut else ErrorKind.BUG
             end = SessionEnd(kind, "the session was cut", traffic.from_client, traffic.from_backend)
+        count.outcome = end.kind
         log.ended(
             end.kind,
             end.reason,
@@ -176,11 +185,12 @@ async def _relay(logged_in: LoggedIn, accepted: Accepted, services: Services, lo
         )
 
 
-async def _refuse(error: ProxyError, client: Client, log: SessionLog) -> None:
+async def _refuse(error: ProxyError, client: Client, log: SessionLog, count: SessionCount) -> None:
     """Log a refusal once, and tell the client once, unless the backend has."""
     sqlstate = error.backend_sqlstate if isinstance(error, BackendRefused) else error.sqlstate
     if log.is_decided:
         return
+    count.outcome = error.kind
     if isinstance(error, ClientGone) and not client.has_spoken:
         return  # a look at the port: nothing was asked, nothing is decided
     log.refused(error.kind, sqlstate, error.reason)

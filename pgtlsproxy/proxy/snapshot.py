@@ -31,7 +31,7 @@ from pgtlsproxy.proxy.listener_secrets import (
 )
 from pgtlsproxy.proxy.policies import make_rules
 from pgtlsproxy.proxy.restarts import restart_warnings
-from pgtlsproxy.proxy.units import Units
+from pgtlsproxy.proxy.units import StatusTLS, Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
 from pgtlsproxy.strict_yaml import show_path
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions
@@ -112,6 +112,7 @@ class Snapshot:
         listeners: by name.
         backends: by name.
         loaded_at: Unix time of its making.
+        status: what metrics are served with; None for HTTP in clear.
     """
 
     path: str
@@ -120,6 +121,7 @@ class Snapshot:
     listeners: Mapping[str, ListenerSnapshot]
     backends: Mapping[str, BackendSnapshot]
     loaded_at: float
+    status: StatusTLS | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +190,14 @@ class _Builder:
         old = self._old
         self._backends = backends = self._each(settings.backends, self._backend, old.backends if old else {})
         listeners = self._each(settings.listeners, self._listener, old.listeners if old else {})
+        make_status = partial(self._units.status_tls, settings.status)
+        status = self._unit("TLS settings of status", make_status, old.status if old else None)
         if old is None and self._mistakes:
             raise ConfigError(self._mistakes)
         if old is not None:
             self._warnings.extend(restart_warnings(self._files.path, old.settings, settings))
-        generation = 1 if old is None else old.generation + 1
-        snapshot = Snapshot(self._files.path, generation, settings, listeners, backends, time.time())
+        number = 1 if old is None else old.generation + 1
+        snapshot = Snapshot(self._files.path, number, settings, listeners, backends, time.time(), status)
         return Reloaded(snapshot, tuple(self._mistakes), tuple(self._warnings), tuple(self._kept))
 
     def _settings(self) -> Settings:
@@ -370,11 +374,8 @@ class _Builder:
             settings.sslcert is not None and not settings.has_user_certificates and pair is None
         ):
             return old
-        context = self._unit(
-            f"TLS settings of backend {name}",
-            lambda: units.backend_context(name, settings, pair, trust),
-            None,
-        )
+        unit = f"TLS settings of backend {name}"
+        context = self._unit(unit, lambda: units.backend_context(name, settings, pair, trust), None)
         if settings.sslmode != "disable" and context is None:
             return self._old_backend(name, settings, old, trust)
         users = self._unit(

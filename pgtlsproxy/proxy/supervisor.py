@@ -22,6 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from pgtlsproxy import __version__
 from pgtlsproxy.config import Settings
 from pgtlsproxy.errors import ConfigError, Mistake
+from pgtlsproxy.observability.figures import Service
 from pgtlsproxy.proxy.channel import (
     Answer,
     Build,
@@ -39,6 +40,8 @@ from pgtlsproxy.proxy.limits import raise_descriptor_limit
 from pgtlsproxy.proxy.reloads import Reloads
 from pgtlsproxy.proxy.shared_table import SharedTable
 from pgtlsproxy.proxy.sockets import ListeningSocket, listen
+from pgtlsproxy.proxy.status_process import StatusProcess
+from pgtlsproxy.proxy.tally import Tally
 from pgtlsproxy.proxy.worker_process import WorkerProcess
 
 _SIGNALS: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
@@ -84,7 +87,9 @@ class _Supervisor:
         self._signals: list[int] = []
         self._woken, self._waking = socket.socketpair()
         self._selector = selectors.DefaultSelector()
-        self._crew = Crew(settings, table, self._selector, logger)
+        tally = Tally(table.slots, tuple(settings.listeners))
+        self._crew = Crew(settings, table, tally, self._selector, logger)
+        self._page = StatusProcess(files, settings, table, tally, logger)
         self._reloads = Reloads(files, self._history, logger, self._crew.replace, self._wake)
 
     # --- The loop -------------------------------------------------------------------------------------
@@ -93,6 +98,7 @@ class _Supervisor:
         """Until told to end, and all workers have."""
         self._take_signals()
         try:
+            self._page.open()
             while self._crew.everybody or not self._crew.is_ending:
                 for worker in self._crew.start():
                     self._let_build(worker)
@@ -102,6 +108,7 @@ class _Supervisor:
                 self._reloads.go_on([worker for worker in self._crew.seated if worker.may_serve])
                 self._drain_when_due()
                 self._crew.kill_what_does_not_end()
+                self._page.tend(self._service(), self._history.newest)
         finally:
             self._close()
         self._logger.info("stopped")
@@ -109,6 +116,7 @@ class _Supervisor:
 
     def _close(self) -> None:
         self._crew.close()
+        self._page.close()
         signal.set_wakeup_fd(-1)
         self._selector.close()
         for _, opened in self._listening:
@@ -131,7 +139,7 @@ class _Supervisor:
     def _wait(self) -> None:
         """Sleep until something happens or is due, and hear the workers."""
         self._crew.watch()
-        until = min(self._crew.next_due, self._reloads.deadline, self._drain_at)
+        until = min(self._crew.next_due, self._reloads.deadline, self._drain_at, self._page.due)
         timeout = None if until == math.inf else max(until - time.monotonic(), 0)
         for key, events in self._selector.select(timeout):
             if key.data is None:
@@ -149,6 +157,10 @@ class _Supervisor:
                 self._stop(number)
             elif number == signal.SIGHUP and not self._is_stopping:
                 self._reloads.ask()
+
+    def _service(self) -> Service:
+        serving = sum(worker.served_since is not None for worker in self._crew.seated)
+        return Service(self._history.generation, serving, self._is_stopping, self._reloads.last)
 
     # --- What workers say -------------------------------------------------------------------------------
 
@@ -190,6 +202,7 @@ class _Supervisor:
             return
         if not self._listening:
             self._open(answer)
+            self._reloads.started(answer)
         worker.may_serve = True
         worker.send(Swap(answer.generation))
         worker.send(Serve(tuple((name, opened.sock) for name, opened in self._listening)))

@@ -129,6 +129,9 @@ def pairs(settings: Settings) -> Iterator[tuple[str, str]]:
     for listener in settings.listeners.values():
         if listener.ssl_cert_file is not None and listener.ssl_key_file is not None:
             yield listener.ssl_cert_file, listener.ssl_key_file
+    status = settings.status
+    if status is not None and status.ssl_cert_file is not None and status.ssl_key_file is not None:
+        yield status.ssl_cert_file, status.ssl_key_file
     for backend in settings.backends.values():
         if backend.sslcert is not None and backend.sslkey is not None and not backend.has_user_certificates:
             yield backend.sslcert, backend.sslkey

@@ -6,10 +6,7 @@ given the shared table, the files' bytes and the listening sockets.
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -39,8 +36,9 @@ from pgtlsproxy.proxy.channel import (
     Welcome,
 )
 from pgtlsproxy.proxy.drain import drain
-from pgtlsproxy.proxy.expiry import judge_expiry
+from pgtlsproxy.proxy.expiry import judge_expiry, not_after
 from pgtlsproxy.proxy.guessing import Guesses
+from pgtlsproxy.proxy.lifeline import end_with
 from pgtlsproxy.proxy.mailboxes import Mailboxes
 from pgtlsproxy.proxy.origins import Builder
 from pgtlsproxy.proxy.relay import open_relay
@@ -51,6 +49,7 @@ from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.shared_table import SharedTable, WorkerSlot
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.standing import end_the_unjudged, judge_the_living
+from pgtlsproxy.proxy.tally import Tally
 
 _T = TypeVar("_T")
 
@@ -66,8 +65,6 @@ STATUS_CUT: Final = 3
 
 STATUS_BUG: Final = 70
 
-_PR_SET_PDEATHSIG: Final = 1
-
 
 def work(control: int, supervisor: int) -> int:
     """Serve until told to end. Returns the exit status.
@@ -76,7 +73,7 @@ def work(control: int, supervisor: int) -> int:
         control: the descriptor of the socket pair's end.
         supervisor: the process that must be our parent.
     """
-    _end_with(supervisor)
+    end_with(supervisor)
     sys.setswitchinterval(SWITCH_SECONDS)
     with socket.socket(fileno=control) as sock:
         answers = Answers(sock)
@@ -95,14 +92,6 @@ def work(control: int, supervisor: int) -> int:
                 logger.error("bug", exc_info=error)
                 return STATUS_BUG
     return STATUS_CUT if has_cut else 0
-
-
-def _end_with(supervisor: int) -> None:
-    """Let the kernel end us at once when the supervisor is gone, however that came about."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != supervisor:  # it was gone before we asked
-        sys.exit(0)
 
 
 class _Worker:
@@ -130,6 +119,7 @@ class _Worker:
             Whether sessions were cut that may not have been idle.
         """
         mailboxes = Mailboxes(self._welcome.number, self._welcome.inbox, self._welcome.mailboxes)
+        tally = Tally(self._welcome.slots, self._welcome.listeners, self._welcome.tally.number)
         admission = Admission(self._slot, mailboxes.displace_at)
         cancels = Cancels(self._logger, self._folder, self._resolver, self._slot, mailboxes)
         with ExitStack() as stack:
@@ -146,6 +136,7 @@ class _Worker:
                     relay=relay,
                     admission=admission,
                     guesses=Guesses(),
+                    tally=tally.row(self._welcome.number),
                     in_service=self._snapshot,
                 )
                 async with trio.open_nursery() as nursery:
@@ -232,6 +223,7 @@ class _Worker:
                     warnings=_pairs(*warnings),
                     kept=result.kept,
                     in_use=self._builder.in_use,
+                    not_after=[(each.owner, each.name, each.at) for each in not_after(result.snapshot)],
                 )
             )
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from pgtlsproxy.proxy.channel import Drain, Order, Orders, Packed, pack
@@ -44,7 +45,8 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                self._process = _start(theirs.fileno())
+                arguments = ("worker", "--control", str(theirs.fileno()), "--supervisor", str(os.getpid()))
+                self._process = start_process(arguments, theirs.fileno())
             except BaseException:
                 ours.close()
                 raise
@@ -88,13 +90,22 @@ class WorkerProcess:
         self._process.wait()
 
 
-def _start(control: int) -> subprocess.Popen[bytes]:
+def start_process(arguments: Sequence[str], control: int) -> subprocess.Popen[bytes]:
+    """Start this program once more, by exec.
+
+    Args:
+        arguments: what it is to do.
+        control: a descriptor that it inherits.
+
+    Raises:
+        OSError: the system grants no more processes.
+    """
     # Ctrl-C and the end of a terminal are told to every process in it, SIGTERM to all of a systemd unit. The
     # supervisor answers them; in a worker they stay blocked, from before exec on.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS_SIGNALS)
     try:
         return subprocess.Popen(
-            [*_own_command(), "worker", "--control", str(control), "--supervisor", str(os.getpid())],
+            [*_own_command(), *arguments],
             stdin=subprocess.DEVNULL,
             pass_fds=[control],
         )

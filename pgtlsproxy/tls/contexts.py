@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from cryptography import x509
@@ -24,6 +25,7 @@ from pgtlsproxy.tls.rsa_pss import as_pss_key
 from pgtlsproxy.tls.trust import Trust, add_anchors, add_crls
 
 ALPN_PROTOCOL: Final = b"postgresql"
+HTTP_PROTOCOL: Final = b"http/1.1"
 
 DEFAULT_CIPHERS: Final = "HIGH:MEDIUM:+3DES:!aNULL"
 """postgresql.conf's default for `ssl_ciphers`. It rules TLS 1.2 alone."""
@@ -123,11 +125,19 @@ class ContextError(Exception):
         return [Mistake(f"{where}.{(names or {}).get(key, key)}", what) for key, what in self.mistakes]
 
 
-def server_context(pair: KeyPair, trust: Trust | None, options: TLSOptions) -> SSL.Context:
+def server_context(
+    pair: KeyPair, trust: Trust | None, options: TLSOptions, protocol: bytes = ALPN_PROTOCOL
+) -> SSL.Context:
     """The context of a listener.
 
     Client certificates are requested where there is a trust, verified when given, and never
     required here: pg_hba decides that later, as in PostgreSQL.
+
+    Args:
+        pair: the certificate and its key.
+        trust: who vouches for clients.
+        options: further settings.
+        protocol: ALPN's name of what is spoken; a client that offers others alone is refused.
 
     Raises:
         ContextError: with every setting that OpenSSL refuses, or would have ignored in silence.
@@ -139,7 +149,7 @@ def server_context(pair: KeyPair, trust: Trust | None, options: TLSOptions) -> S
     else:
         mistakes.extend(_apply_trust(context, trust, "ssl_ca_file", "ssl_crl_file"))
     context.set_session_id(b"pgtlsproxy")
-    context.set_alpn_select_callback(_select_alpn)
+    context.set_alpn_select_callback(partial(_select_alpn, protocol))
     mistakes.extend(_apply_dh_params(context, options.dh_params))
     if mistakes:
         raise ContextError(mistakes)
@@ -299,11 +309,11 @@ def _apply_dh_params(context: SSL.Context, pem: bytes | None) -> list[tuple[str,
     return []
 
 
-def _select_alpn(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
+def _select_alpn(protocol: bytes, _connection: SSL.Connection, offered: list[bytes]) -> bytes:
     # pyOpenSSL's NO_OVERLAPPING_PROTOCOLS would go on without ALPN; raising ends the handshake with
     # no_application_protocol, which stops a cross-protocol attack (ALPACA).
-    if ALPN_PROTOCOL in offered:
-        return ALPN_PROTOCOL
+    if protocol in offered:
+        return protocol
     raise NoCommonALPN
 
 

@@ -240,6 +240,20 @@ CASES = {
     "host_two_dots": (passthrough(host="db.example.."), BM + "host", "1 to 63"),
     "host_long": (passthrough(host=".".join(["a" * 63] * 4)), BM + "host", "253"),
     "workers_true": (text(top={"workers": "true"}), "workers"),
+    "status_listen": (text(top={"status": "{hosts: [a]}"}), "status.listen", "is missing", "127.0.0.1:9643"),
+    "status_unix": (text(top={"status": '{listen: "unix:/run"}'}), "status.listen", "TCP"),
+    "status_host": (text(top={"status": '{listen: "*:1", hosts: "a:80"}'}), "status.hosts", "without a port"),
+    "status_no_key": (
+        text(top={"status": '{listen: "*:1", ssl_cert_file: x}'}),
+        "status",
+        "ssl_key_file is missing",
+    ),
+    "status_ca": (text(top={"status": '{listen: "*:1", ssl_ca_file: x}'}), "status", "no effect"),
+    "status_later": (
+        text(top={"status": '{listen: "*:1", quitquitquit: on}'}),
+        "status.quitquitquit",
+        "not in this",
+    ),
     "reload_short": (text(top={"reload_interval": "50ms"}), "reload_interval", "SIGHUP alone"),
     "reload_long": (text(top={"reload_interval": "2d"}), "reload_interval", "86400 s"),
     "reload_unit": (text(top={"reload_interval": "10 seconds"}), "reload_interval"),
@@ -398,7 +412,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 
 LATER = {
-    "": "max_connections_per_source max_connections_per_user status console reuse_port max_handshakes dns_cache",
+    "": "max_connections_per_source max_connections_per_user console reuse_port max_handshakes dns_cache",
     "l": "proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
 }

@@ -9,7 +9,7 @@ import pytest
 from pgtlsproxy.config.backend import Backend
 from pgtlsproxy.config.explaining import OLDER_NAMES
 from pgtlsproxy.config.listener import AuthQuery, Database, Listener, RolesQuery
-from pgtlsproxy.config.settings import General, Log
+from pgtlsproxy.config.settings import General, Log, Status
 from pgtlsproxy.config.values import parse_time
 from pgtlsproxy.tls.contexts import DEFAULT_CLIENT_GROUPS
 
@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 PLACES = {
     "General": General,
     "log": Log,
+    "status": Status,
     "listeners.NAME": Listener,
     "databases": Database,
     "roles_query": RolesQuery,

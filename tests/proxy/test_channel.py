@@ -123,11 +123,13 @@ def test_a_welcome_brings_all_that_is_shared(ends, tmp_path):
     ours, theirs = socket.socketpair()
     with ours, theirs, (tmp_path / "table").open("wb") as table:
         secret = Secret(b"s" * 32)
-        sent = Welcome(3, Log(level="debug"), Descriptor(table.fileno()), 4, secret, ours, (theirs, theirs))
+        shared = Descriptor(table.fileno())
+        sent = Welcome(3, Log(level="debug"), shared, 4, secret, ours, (theirs, theirs), shared, ("a", "b"))
         (welcome,) = delivered(ends, sent)
         with welcome.inbox, welcome.mailboxes[0], welcome.mailboxes[1]:
             assert (welcome.number, welcome.log, welcome.slots) == (3, Log(level="debug"), 4)
-            assert welcome.secret == secret
+            assert (welcome.secret, welcome.listeners) == (secret, ("a", "b"))
+            os.close(welcome.tally.number)
             assert os.fstat(welcome.table.number).st_ino == os.fstat(table.fileno()).st_ino
             os.close(welcome.table.number)
 

@@ -1,0 +1,172 @@
+"""The process that serves metrics: what the supervisor tells it and the workers count, over HTTP.
+
+It was started by exec, has inherited one end of a socket pair, and is given its sockets over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from functools import partial
+from typing import Final
+
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from pgtlsproxy.errors import ClientTLSFailed, ConfigError
+from pgtlsproxy.observability.figures import Figures, Service
+from pgtlsproxy.observability.http import Reply, Request, serve_request
+from pgtlsproxy.observability.logs import queued_log
+from pgtlsproxy.observability.metrics import as_json, exposition
+from pgtlsproxy.proxy.channel import Answers, ChannelEnded
+from pgtlsproxy.proxy.lifeline import end_with
+from pgtlsproxy.proxy.status_orders import StatusNews, StatusWelcome
+from pgtlsproxy.proxy.tally import Tally
+from pgtlsproxy.proxy.units import StatusTLS, Units
+from pgtlsproxy.tls.stream import ClearLeg, LegLost, TLSLeg, accept_tls
+
+CONNECTION_SECONDS: Final = 10.0
+"""From accept to the end of the answer: handshake, request and all."""
+
+MAX_CONNECTIONS: Final = 64
+"""At once; one more, and the oldest goes, so that none who says nothing keeps a probe out."""
+
+ACCEPT_BACKOFF_SECONDS: Final = 0.1
+
+STATUS_BUG: Final = 70
+
+
+def serve_status(control: int, supervisor: int) -> int:
+    """Serve until told to end. Returns the exit status.
+
+    Args:
+        control: the descriptor of the socket pair's end.
+        supervisor: the process that must be our parent.
+    """
+    end_with(supervisor)
+    with socket.socket(fileno=control) as sock:
+        answers = Answers(sock)
+        try:
+            welcome, news = answers.receive(), answers.receive()
+        except ChannelEnded:
+            return 0
+        assert isinstance(welcome, StatusWelcome)  # noqa: S101 - it is the first order
+        assert isinstance(news, StatusNews)  # noqa: S101 - it is the second
+        with queued_log(welcome.log.format, welcome.log.level, lock=welcome.lock.number) as logger:
+            try:
+                trio.run(_StatusPage(answers, welcome, news, logger).run)
+            except Exception as error:
+                logger.error("bug", exc_info=error)
+                return STATUS_BUG
+    return 0
+
+
+class _StatusPage:
+    def __init__(
+        self, answers: Answers, welcome: StatusWelcome, news: StatusNews, logger: FilteringBoundLogger
+    ) -> None:
+        self._answers = answers
+        self._welcome = welcome
+        self._tally = Tally(welcome.rows, welcome.listeners, welcome.tally.number)
+        self._logger = logger
+        self._tls: StatusTLS | None = None
+        self._open: dict[trio.CancelScope, None] = {}
+        self._take(news)
+
+    async def run(self) -> None:
+        """Serve until the socket pair ends, through a drain, too."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hear, nursery)
+            for listening in self._welcome.listening:
+                nursery.start_soon(self._accept, listening, nursery)
+
+    async def _hear(self, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                news = await trio.to_thread.run_sync(self._answers.receive, abandon_on_cancel=True)
+            except ChannelEnded:
+                nursery.cancel_scope.cancel()
+                return
+            assert isinstance(news, StatusNews)  # noqa: S101 - nothing else is said
+            self._take(news)
+
+    def _take(self, news: StatusNews) -> None:
+        self._service: Service = news.service
+        self._status = news.status
+        if news.files is None:
+            return
+        # The workers say what is wrong with it, as of every other unit; here the old one serves on.
+        with contextlib.suppress(ConfigError):
+            self._tls = Units(news.files, lambda _: None).status_tls(news.status)
+
+    async def _accept(self, listening: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                sock, _ = listening.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(listening)
+            except OSError as error:
+                self._logger.error("accept_failed", listener="status", reason=error.strerror)
+                await trio.sleep(ACCEPT_BACKOFF_SECONDS)
+            else:
+                sock.setblocking(False)
+                if len(self._open) >= MAX_CONNECTIONS:
+                    oldest = next(iter(self._open))
+                    del self._open[oldest]
+                    oldest.cancel()
+                scope = trio.CancelScope(deadline=trio.current_time() + CONNECTION_SECONDS)
+                self._open[scope] = None
+                nursery.start_soon(self._serve, sock, scope)
+                await trio.lowlevel.checkpoint()
+
+    async def _serve(self, sock: socket.socket, scope: trio.CancelScope) -> None:
+        """One connection; whatever becomes of it, the others go on."""
+        leg: ClearLeg | TLSLeg = ClearLeg(sock)
+        try:
+            with scope:
+                tls = self._tls
+                if tls is not None:
+                    leg = await accept_tls(sock, tls.context)
+                answer = partial(self._answer, sees_all=self._sees_all(leg))
+                await serve_request(leg, answer, self._status.hosts)
+        except (LegLost, ClientTLSFailed, OSError):
+            pass  # it has gone, or speaks no TLS: nobody's concern
+        except Exception as error:
+            self._logger.error("bug", exc_info=error)
+        finally:
+            self._open.pop(scope, None)
+            leg.close()
+
+    def _sees_all(self, leg: ClearLeg | TLSLeg) -> bool:
+        """Whether the peer may see more than metrics and probes."""
+        if self._status.ssl_ca_file is not None:
+            return isinstance(leg, TLSLeg) and bool(leg.peer_chain)
+        return self._status.listen.is_loopback
+
+    def _answer(self, request: Request, *, sees_all: bool) -> Reply:
+        match request.path:
+            case "/livez":
+                return Reply.text(200, "ok")
+            case "/readyz" if self._service.is_ready:
+                return Reply.text(200, "ok")
+            case "/readyz":
+                return Reply.text(503, "stopping" if self._service.is_stopping else "no worker serves yet")
+            case "/metrics":
+                body, content_type = exposition(self._figures(), request.accept)
+                return Reply(200, body, content_type)
+            case "/status" if sees_all:
+                return Reply(200, as_json(self._figures()), "application/json")
+            case "/status":
+                why = "this is served on loopback alone, or to certificates of status.ssl_ca_file"
+                return Reply.text(403, why)
+        return Reply.text(404, "there are /metrics, /livez, /readyz and /status")
+
+    def _figures(self) -> Figures:
+        sessions = self._tally.figures()
+        return Figures(
+            self._welcome.version,
+            self._welcome.started_at,
+            self._service,
+            {name: each.active for name, each in sessions.items()},
+            {name: each.total for name, each in sessions.items()},
+        )

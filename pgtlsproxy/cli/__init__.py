@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "explain": "Say which lines decide about a client, and why.",
     "secrets": "Make lines for scram_secrets_file: of a password, a userlist, or from a server.",
     "certs": "Make, renew, revoke and show certificates.",
+    "status": "Say what a running proxy does: sessions, certificates, the last reload, workers.",
     "demo": "See it work: a PostgreSQL, a CA and all three deployments, thrown away afterwards.",
 }
 """Sub-commands and their one line, known without importing them."""

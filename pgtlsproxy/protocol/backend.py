@@ -146,7 +146,7 @@ class LoginExchange:
     @property
     def is_password_given(self) -> bool:
         """Whether the client's last message lets the backend judge a password; tokens are none."""
-        if self._turn is not _Turn.BACKEND or not self._is_answered:
+        if self._turn != "backend" or not self._is_answered:
             return False
         if self._challenge is Challenge.SCRAM:
             return self._scram_messages == _SCRAM_MESSAGES

@@ -108,10 +108,10 @@ def use_key(context: SSL.Context, key: bytes) -> bool | None:
     loaded: Any = getattr(crypto.load_privatekey(crypto.FILETYPE_ASN1, key), "_pkey", None)
     if loaded is None:
         return None
-    accepted: bool = _lib.SSL_CTX_use_PrivateKey(raw, loaded) == 1
-    if not accepted:
-        _lib.ERR_clear_error()
-    return accepted
+    if _lib.SSL_CTX_use_PrivateKey(raw, loaded) == 1:
+        return True
+    _lib.ERR_clear_error()
+    return False
 
 
 def is_resumed(connection: SSL.Connection) -> bool | None:

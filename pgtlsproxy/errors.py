@@ -177,6 +177,15 @@ class InternalError(ProxyError):
     reply = "internal error"
 
 
+def first_of(group: BaseExceptionGroup[ProxyError]) -> ProxyError:
+    """The first failure of a group. What follows it is a consequence."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ProxyError)  # noqa: S101 - narrows the type
+    return error
+
+
 @dataclass(frozen=True, slots=True)
 class Mistake:
     """One thing that is wrong with the configuration.

@@ -146,12 +146,13 @@ class Guesses:
         return self._count
 
     @contextmanager
-    def of(self, source: str, user: str) -> Iterator[Guess]:
+    def of(self, source: str, user: str, log: SessionLog | None = None) -> Iterator[Guess]:
         """One login, while the context lasts. A `WrongProof` that leaves it was a wrong guess.
 
         Args:
             source: where it comes from (see `ClientAddress.source`).
             user: of the StartupMessage.
+            log: told in the end how long it had to wait.
         """
         guess = Guess(self, source, user)
         try:
@@ -161,6 +162,8 @@ class Guesses:
             raise
         finally:
             guess.unknown()
+            if log is not None and guess.waited:
+                log.note(delayed=round(guess.waited, 3))
 
     def close(self) -> None:
         """Let nobody wait any more: the worker ends."""
@@ -283,11 +286,6 @@ class Guess:
             self._pair.failures += 1
             self._pair.failed_at = trio.current_time()
         self._settle(failed=True)
-
-    def note(self, log: SessionLog) -> None:
-        """Say in the session's log how long it had to wait."""
-        if self.waited:
-            log.note(delayed=round(self.waited, 3))
 
     def unknown(self) -> None:
         """Nobody has said whether it was right, or somebody has and it was counted."""

@@ -23,6 +23,7 @@ from pgtlsproxy.errors import (
     InternalError,
     ProxyError,
     ShuttingDown,
+    first_of,
 )
 from pgtlsproxy.identity import Proof
 from pgtlsproxy.observability.logs import SessionLog
@@ -65,7 +66,7 @@ async def serve_session(sock: socket.socket, listener: str, services: Services) 
         try:
             await _run(session, client, listener, snapshot, services, seat, log, count)
         except* ProxyError as refusals:
-            await _refuse(_first(refusals), client, log, count)
+            await _refuse(first_of(refusals), client, log, count)
         except* Exception as failures:  # noqa: BLE001 - the session's boundary, and the only one
             log.bug(failures)
             error = InternalError("a bug of ours, see the event `bug` of this session")
@@ -109,14 +110,11 @@ async def _run(
         verifiers = verifiers_of(
             accepted.listener, snapshot.generation, services.in_service, services.auth_queries
         )
-        with services.guesses.of(accepted.guesser, grant.user) as guess:
-            try:
-                proved = await prove(negotiated, grant, client, verifiers, guess)
-                if proved is not None:
-                    seat.proved()
-                logged_in = await _log_in(negotiated, grant, client, proved, verifiers, guess, services, log)
-            finally:
-                guess.note(log)
+        with services.guesses.of(accepted.guesser, grant.user, log) as guess:
+            proved = await prove(negotiated, grant, client, verifiers, guess)
+            if proved is not None:
+                seat.proved()
+            logged_in = await _log_in(negotiated, grant, client, proved, verifiers, guess, services, log)
     await _relay(logged_in, accepted, services, log, count)
 
 
@@ -136,10 +134,11 @@ async def _log_in(
     standing = standing_of(negotiated, grant)
 
     async def admit(proof: Proof, standing: Standing = standing) -> Standing:
-        services.admission.check_open()
         if proved is not None and verifiers is not None:
             await require_still_good(proved, grant.user, verifiers)
-        return await keep_up(standing, negotiated.leg, proof, services)
+        standing = await keep_up(standing, negotiated.leg, proof, services)
+        services.admission.check_open()
+        return standing
 
     while True:
         backend = await connect(negotiated, grant, candidates, log)
@@ -196,12 +195,3 @@ async def _refuse(error: ProxyError, client: Client, log: SessionLog, count: Ses
     log.refused(error.kind, sqlstate, error.reason)
     if not isinstance(error, Displaced):
         await client.answer(error)
-
-
-def _first(group: BaseExceptionGroup[ProxyError]) -> ProxyError:
-    """The first failure of a group. What follows it is a consequence."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, ProxyError)  # noqa: S101 - narrows the type
-    return error

@@ -99,7 +99,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": f"{os.cpu_count()} x {model}",
         "memory": f"{total / 1e9:.0f} GB",
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
     }
 

@@ -6,6 +6,7 @@ It was started by exec, has inherited one end of a socket pair, and is given its
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 from functools import partial
 from typing import Final
@@ -125,6 +126,8 @@ class _StatusPage:
         try:
             with scope:
                 tls = self._tls
+                if tls is None and self._status.ssl_cert_file is not None:
+                    return  # what cannot be had inside TLS is not served in clear
                 if tls is not None:
                     leg = await accept_tls(sock, tls.context)
                 answer = partial(self._answer, sees_all=self._sees_all(leg))
@@ -141,7 +144,10 @@ class _StatusPage:
         """Whether the peer may see more than metrics and probes."""
         if self._status.ssl_ca_file is not None:
             return isinstance(leg, TLSLeg) and bool(leg.peer_chain)
-        return self._status.listen.is_loopback
+        # Not by the settings: an address that has changed takes effect at the next start.
+        return all(
+            ipaddress.ip_address(sock.getsockname()[0]).is_loopback for sock in self._welcome.listening
+        )
 
     def _answer(self, request: Request, *, sees_all: bool) -> Reply:
         match request.path:

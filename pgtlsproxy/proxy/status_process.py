@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import time
+from contextlib import ExitStack
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -71,6 +72,7 @@ class StatusProcess:
         self._orders: Orders | None = None
         self._told: Service | None = None
         self._files_told: SnapshotFiles | None = None
+        self._own: SnapshotFiles | None = None
         self._deaf_since = math.inf
         self.due = math.inf
 
@@ -128,16 +130,19 @@ class StatusProcess:
             opened.close()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            arguments = ("status_page", "--control", str(theirs.fileno()), "--parent", str(os.getpid()))
+        with ExitStack() as stack:
             try:
+                ours, theirs = socket.socketpair()
+                stack.enter_context(theirs)
+                stack.callback(ours.close)
+                arguments = ("status_page", "--control", str(theirs.fileno()), "--parent", str(os.getpid()))
                 self._process = start_process(arguments, theirs.fileno())
             except OSError as error:
-                ours.close()
                 self._logger.error("status_process_not_started", reason=error.strerror)
                 self.due = time.monotonic() + RETRY_SECONDS
                 return
+            stack.pop_all()
+            theirs.close()
         self._orders = Orders(ours)
         welcome = StatusWelcome(
             __version__,
@@ -152,9 +157,11 @@ class StatusProcess:
         self._orders.send(pack(welcome))
 
     def _tell(self, orders: Orders, status: Status, service: Service, files: SnapshotFiles) -> None:
+        # What a broken YAML, or one without `status:`, does not name was not read either.
         if files.settings is not None and files.settings.status is not None:
             self._status = status = files.settings.status
-        own = None if files is self._files_told else own_files(files, status)
+            self._own = own_files(files, status)
+        own = None if files is self._files_told else self._own
         orders.send(pack(StatusNews(service, status, own)))
         self._told, self._files_told = service, files
 

@@ -433,6 +433,31 @@ def test_an_address_that_is_taken_is_named(proxy, certs, command_line):
     assert "status.listen: cannot listen on 127.0.0.1" in ended.stderr
 
 
+def test_settings_that_are_taken_out_stay_until_the_next_start(start, certs):
+    """With TLS its files are not read any more then."""
+    shown = certs.server
+    status = STATUS | {"ssl_cert_file": str(shown.crt), "ssl_key_file": str(shown.key)}
+    running = start(status=status)
+    context = ssl.create_default_context(cafile=certs.ca.crt)
+    context.check_hostname = False
+    assert get(running, "/livez", tls=context)[0] == 200
+    text = running.config.read_text()
+    running.config.write_text(text[: text.index("status:")] + text[text.index("workers:") :])
+    assert running.reload()["event"] == "reloaded"
+    assert get(running, "/livez", tls=context)[0] == 200
+    os.kill(running.status_pid, signal.SIGKILL)
+    running.wait_for_event("status_process_died")
+    until(lambda: is_served(running, context))
+    assert len(running.log_events("status_process_died")) == 1
+
+
+def is_served(running, context):
+    try:
+        return get(running, "/livez", tls=context)[0] == 200
+    except OSError:
+        return False
+
+
 def test_another_address_needs_a_start_and_other_names_do_not(start):
     running = start()
     running.wait_for_event("ready", timeout=wire.PATIENCE)

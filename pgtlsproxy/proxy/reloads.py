@@ -105,7 +105,12 @@ class Reloads:
         self._is_under_way = True
         self._is_asked_for = look is None
         # A passphrase command or a file system may hang; signals are obeyed meanwhile.
-        threading.Thread(target=self._read_files, args=(look, self._history.settings), daemon=True).start()
+        reading = threading.Thread(target=self._read_files, args=(look, self._history.settings), daemon=True)
+        try:
+            reading.start()
+        except RuntimeError as error:  # the system has no thread to give
+            self._read.put(error)
+            self._wake()
 
     def _read_files(self, look: Look | None, in_service: Settings) -> None:
         try:

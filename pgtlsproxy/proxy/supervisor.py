@@ -155,7 +155,7 @@ class _Supervisor:
         for number in told:
             if number in {signal.SIGTERM, signal.SIGINT}:
                 self._stop(number)
-            elif number == signal.SIGHUP and not self._is_stopping:
+            elif number == signal.SIGHUP and not self._crew.is_ending:
                 self._reloads.ask()
 
     def _service(self) -> Service:
@@ -249,13 +249,13 @@ class _Supervisor:
             drain_delay=settings.drain_delay,
             drain_timeout=settings.drain_timeout,
         )
-        self._reloads.stop_watching()
 
     def _drain_when_due(self) -> None:
         """Accept no more, and have the workers end their sessions."""
         if time.monotonic() < self._drain_at:
             return
         self._drain_at = math.inf
+        self._reloads.stop_watching()
         for _, opened in self._listening:
             opened.close()
         self._listening.clear()

@@ -29,6 +29,10 @@ AGREEING_LOOKS: Final = 2
 AGREEING_LOOKS_AT_HALF_A_PAIR: Final = 3
 """Where one file of a certificate and its key is new and the other is not: it may be about to be written."""
 
+RESTLESS_LOOKS: Final = 10
+"""How many looks may differ from what is in service without two that agree. Then what was seen last is taken,
+unit by unit: a file that never holds still keeps no revocation list out."""
+
 Fingerprint = Mapping[tuple[str, str], bytes]
 """By (what it is, path), a digest of what is there."""
 
@@ -165,7 +169,7 @@ class Watch:
         """Note that this is tried to be taken into service, whatever comes of it."""
         self._taken = look
         self._seen: Fingerprint | None = None
-        self._times = 0
+        self._times = self._restless = 0
         self._round += 1
         self._last = time.monotonic()
 
@@ -199,7 +203,10 @@ class Watch:
         if found is None and time.monotonic() >= self.due(in_service.reload_interval):
             self._is_looking = True
             arguments = (self._round, self.known, in_service)
-            threading.Thread(target=self._look, args=arguments, daemon=True).start()
+            try:
+                threading.Thread(target=self._look, args=arguments, daemon=True).start()
+            except RuntimeError:  # the system has no thread to give: the next look may have one
+                self._is_looking, self._last = False, time.monotonic()
         return found
 
     def changed(self, look: Look) -> list[str]:
@@ -217,12 +224,14 @@ class Watch:
 
     def _is_steady(self, look: Look, in_service: Settings) -> bool:
         if look.fingerprint == self._taken.fingerprint:
-            self._seen, self._times = None, 0
+            self._seen, self._times, self._restless = None, 0, 0
             return False
+        self._restless += 1
         self._times = self._times + 1 if look.fingerprint == self._seen else 1
         self._seen = look.fingerprint
         is_half = self._has_half_a_pair(look, look.files.settings or in_service)
-        return self._times >= (AGREEING_LOOKS_AT_HALF_A_PAIR if is_half else AGREEING_LOOKS)
+        wanted = AGREEING_LOOKS_AT_HALF_A_PAIR if is_half else AGREEING_LOOKS
+        return self._times >= wanted or self._restless >= RESTLESS_LOOKS
 
     def _has_half_a_pair(self, look: Look, settings: Settings) -> bool:
         """Whether one file of a pair is new and the other is not."""

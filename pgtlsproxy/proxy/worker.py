@@ -47,7 +47,7 @@ from pgtlsproxy.proxy.selftest import prove_tls
 from pgtlsproxy.proxy.server import Server
 from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.shared_table import SharedTable, WorkerSlot
-from pgtlsproxy.proxy.snapshot import Snapshot
+from pgtlsproxy.proxy.snapshot import Reloaded, Snapshot
 from pgtlsproxy.proxy.standing import end_the_unjudged, judge_the_living
 from pgtlsproxy.proxy.tally import Tally
 
@@ -203,6 +203,7 @@ class _Worker:
         try:
             with _out_of_the_collectors_sight():
                 result = self._builder.build(order.generation, order.sets)
+            answer = self._answer_of(order, result)
         except ConfigError as error:
             self._answers.send(Built(order.generation, is_usable=False, mistakes=_pairs(*error.mistakes)))
         except Exception as error:
@@ -211,21 +212,22 @@ class _Worker:
             self._answers.send(Built(order.generation, is_usable=False))
         else:
             self._built = result.snapshot
-            warnings = result.warnings
-            if not order.beside:
-                expiry = judge_expiry(result.snapshot)
-                warnings = (*warnings, *expiry.expired, *expiry.soon)
-            self._answers.send(
-                Built(
-                    order.generation,
-                    is_usable=True,
-                    mistakes=_pairs(*result.mistakes),
-                    warnings=_pairs(*warnings),
-                    kept=result.kept,
-                    in_use=self._builder.in_use,
-                    not_after=[(each.owner, each.name, each.at) for each in not_after(result.snapshot)],
-                )
-            )
+            self._answers.send(answer)
+
+    def _answer_of(self, order: Build, result: Reloaded) -> Built:
+        warnings = result.warnings
+        if not order.beside:
+            expiry = judge_expiry(result.snapshot)
+            warnings = (*warnings, *expiry.expired, *expiry.soon)
+        return Built(
+            order.generation,
+            is_usable=True,
+            mistakes=_pairs(*result.mistakes),
+            warnings=_pairs(*warnings),
+            kept=result.kept,
+            in_use=self._builder.in_use,
+            not_after=[(each.owner, each.name, each.at) for each in not_after(result.snapshot)],
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import structlog
 
 from pgtlsproxy import pki
 from pgtlsproxy.proxy.files import read
-from pgtlsproxy.proxy.watch import Look, Watch
+from pgtlsproxy.proxy.watch import RESTLESS_LOOKS, Look, Watch
 
 CA = pki.make_ca("test CA")
 SERVER, RENEWED = (pki.issue_server(CA, ["localhost"]) for _ in range(2))
@@ -141,6 +141,17 @@ def test_a_file_that_is_still_written_is_left_alone(folder):
         path.write_text(part)
         assert look() is None
     assert look() == [str(path)]
+
+
+def test_a_file_that_never_holds_still_keeps_no_other_out(folder):
+    look = Looks(folder)
+    (folder / "crl/one.crl").write_text("CRL")
+    found = []
+    for turn in range(RESTLESS_LOOKS):
+        (folder / "pg_ident.conf").write_text(f"m a b{turn}\n")
+        found.append(look())
+    assert found[:-1] == [None] * (RESTLESS_LOOKS - 1)
+    assert set(found[-1]) == {str(folder / "crl"), str(folder / "pg_ident.conf")}
 
 
 def test_a_change_that_is_taken_back_is_none(folder):

@@ -35,6 +35,7 @@ class Admission:
         self._unproven: dict[Seat, None] = {}
         self._entering: set[Seat] = set()
         self._closed = ""
+        self.turned_away = ""
 
     def seat(self, limits: Settings) -> Seat:
         """Count a connection that has just been accepted. Its seat is the caller's to leave."""
@@ -50,8 +51,9 @@ class Admission:
 
     def turn_away(self) -> None:
         """End the logins that are under way, once nobody is let in any more."""
+        self.turned_away = self._closed
         for seat in self._entering:
-            seat.turn_away(self._closed)
+            seat.turn_away(self.turned_away)
 
     def check_open(self) -> None:
         """Judge whether a login that has just ended may become a session.
@@ -161,6 +163,8 @@ class Seat:
         """
         self._scope.deadline = deadline
         self._missed = missed
+        if self._admission.turned_away:  # it was accepted, or on its way here, when the others were
+            self.turn_away(self._admission.turned_away)
 
     def displace(self) -> None:
         """End it in favour of younger ones."""

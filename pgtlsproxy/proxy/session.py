@@ -94,10 +94,8 @@ async def _run(
         if listener not in snapshot.listeners:
             raise ShuttingDown(f"listener {listener} is no longer in the configuration")
         accepted = await accept(session, client, listener, snapshot, log)
-        seat.must_be_over_by(
-            min(accepted.startup_deadline, accepted.deadline),
-            "no StartupMessage came in time (startup_timeout)",
-        )
+        deadline = min(accepted.startup_deadline, accepted.deadline)
+        seat.must_be_over_by(deadline, "no StartupMessage came in time (startup_timeout)")
         negotiated = await negotiate(accepted, client, log)
         if isinstance(negotiated, CancelRequested):
             seat.must_be_over_by(math.inf, "")  # what follows has its own
@@ -134,9 +132,12 @@ async def _log_in(
     standing = standing_of(negotiated, grant)
 
     async def admit(proof: Proof, standing: Standing = standing) -> Standing:
-        if proved is not None and verifiers is not None:
-            await require_still_good(proved, grant.user, verifiers)
-        standing = await keep_up(standing, negotiated.leg, proof, services)
+        newest = None  # what is asked takes its time, and there may be a newer one then
+        while newest != services.in_service().generation:
+            newest = services.in_service().generation
+            if proved is not None and verifiers is not None:
+                await require_still_good(proved, grant.user, verifiers)
+            standing = await keep_up(standing, negotiated.leg, proof, services)
         services.admission.check_open()
         return standing
 

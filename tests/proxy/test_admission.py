@@ -130,6 +130,20 @@ async def test_beyond_all_limits_nobody_is_heard_whichever_workers_have_them(wor
         pytest.fail("it was heard")
 
 
+async def test_whoever_comes_while_a_worker_drains_is_turned_away_too(workers):
+    """It was accepted already, or waited for what nobody can break off, when the others were."""
+    one, _ = workers
+    seats = [one.seat(LIMITS) for _ in range(2)]
+    with pytest.raises(ShuttingDown, match="it drains"), seats[0].until_let_in():
+        one.close("it drains")
+        one.turn_away()
+        seats[0].must_be_over_by(trio.current_time() + 10, "too late")
+        await trio.sleep_forever()
+    with pytest.raises(ShuttingDown, match="it drains"), seats[1].until_let_in():
+        seats[1].must_be_over_by(trio.current_time() + 10, "too late")
+        await trio.sleep_forever()
+
+
 def test_a_worker_that_drains_lets_nobody_in(workers):
     one, two = workers
     one.close("it drains")

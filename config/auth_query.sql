@@ -21,6 +21,19 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = :'role') \gexe
 -- A question that has to wait is given up by the server too.
 ALTER ROLE :"role" SET statement_timeout = '5s';
 
+-- Whoever owns the schema, or a function in it, may exchange it, and so let in whom he likes.
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_namespace AS n
+        LEFT JOIN pg_catalog.pg_proc AS p ON p.pronamespace = n.oid
+        JOIN pg_catalog.pg_roles AS owner ON owner.oid IN (n.nspowner, p.proowner)
+        WHERE n.nspname = 'pgtlsproxy' AND NOT owner.rolsuper AND owner.rolname <> current_user
+    ) THEN
+        RAISE EXCEPTION 'schema pgtlsproxy or a function in it belongs to a role that is no superuser: see whose, and drop it';
+    END IF;
+END
+$$;
 CREATE SCHEMA IF NOT EXISTS pgtlsproxy;
 REVOKE ALL ON SCHEMA pgtlsproxy FROM PUBLIC;
 

@@ -21,12 +21,15 @@ SELECT format('"%s" "%s"', replace(rolname, '"', '""'), rolpassword)
        THEN format(' "%s+00"', to_char(rolvaliduntil AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'))
        ELSE '' END
 FROM pg_authid
-WHERE rolpassword LIKE 'SCRAM-SHA-256$%' AND position(chr(10) IN rolname) = 0
+WHERE rolpassword ~ ('^SCRAM-SHA-256\\$[1-9][0-9]{0,5}:[A-Za-z0-9+/]{1,172}={0,2}'
+        || '\\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=$')
+    AND rolname !~ E'[\\n\\r]|^(SCRAM-SHA-256\\\\$|md5[0-9a-fA-F]{32}$)'
     AND (rolvaliduntil IS NULL OR rolvaliduntil > now())
 ORDER BY rolname;
 """
-"""What a superuser lists all verifiers with, and until when they are good; see docs/scram.md. A role whose
-name breaks the line, as whoever may create roles could call one, would make a file that does not load."""
+"""What a superuser lists all verifiers with, and until when they are good; see docs/scram.md. A role may give
+itself a verifier of any form that PostgreSQL's strtol takes for one, and whoever may create roles any name:
+what would make a file that does not load is left out."""
 
 SECONDS: Final = 30.0
 """How long a server may take to let a role in."""

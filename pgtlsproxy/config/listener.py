@@ -101,7 +101,7 @@ class AuthQuery(Model):
     """The database to connect to."""
 
     query: Annotated[Text, BeforeValidator(_query)] = (
-        "SELECT rolname, rolpassword, rolvaliduntil FROM pgtlsproxy.auth_query($1)"
+        "SELECT rolname, rolpassword, rolvaliduntil FROM pgtlsproxy.auth_query($1::name)"
     )
     """What is asked, with the user's name as $1: a row of name, verifier and expiry, or none."""
 

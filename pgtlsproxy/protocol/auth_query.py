@@ -13,6 +13,7 @@ from pgtlsproxy.errors import BackendMisbehaved
 from pgtlsproxy.identity import decode_name, encode_name
 from pgtlsproxy.protocol.messages import BackendError, Message, parse_error_response
 from pgtlsproxy.protocol.query import encode_question, parse_fields, parse_row_description
+from pgtlsproxy.protocol.scram.client import MAX_BACKEND_ITERATIONS
 from pgtlsproxy.protocol.scram.keys import InvalidVerifier, Verifier
 
 _TEXTS: Final = frozenset({19, 25, 1043})
@@ -152,6 +153,9 @@ class Question:
                 None,
                 lack=f"has a secret for the role that is no SCRAM verifier: {'MD5' if is_md5 else error}",
             )
+        if verifier.iterations > MAX_BACKEND_ITERATIONS:  # any role may set its own, and hashing takes time
+            lack = f"has a verifier for the role with over {MAX_BACKEND_ITERATIONS} iterations"
+            return RoleSecret(None, lack=lack)
         return RoleSecret(verifier, _valid_until(expiry))
 
 

@@ -113,6 +113,7 @@ class AuthConnection:
         """
         async with self._turn:
             self.check_failure()
+            began = time.monotonic()
             self._failure = f"backend {self._backend.name} did not answer in time"
             try:
                 asked = await self._ask_anew(user) if self._open is None else await self._ask_again(user)
@@ -120,7 +121,9 @@ class AuthConnection:
                 self._failure, self._failed_at = error.reason, time.monotonic()
                 raise
             except trio.Cancelled:
-                self._failed_at = time.monotonic()
+                # Where it has only just begun the time went by in the queue, and the backend is well.
+                if time.monotonic() - began >= KEPT_SECONDS:
+                    self._failed_at = time.monotonic()
                 raise
         return asked
 
@@ -192,6 +195,9 @@ class AuthConnection:
                     await trio.sleep(left)
                 else:
                     await self._end(opened)
+        except Exception as error:  # noqa: BLE001 - what a system task raises would end the process
+            self._failure, self._failed_at = f"internal error: {type(error).__name__}", time.monotonic()
+            self._open = None
         finally:
             opened.leg.close()
 

@@ -123,10 +123,14 @@ def test_the_query_takes_along_until_when_a_password_is_good(cluster, command_li
     roles = {
         "soon": "VALID UNTIL '2099-05-06 07:08:09.5+02'", "never": "VALID UNTIL 'infinity'",
         "far": "VALID UNTIL '20000-01-01'", "over": "VALID UNTIL '2001-01-01'", "lost": "VALID UNTIL '-infinity'",
-        "two\nlines": "",
+        "two\nlines": "", "SCRAM-SHA-256$x": "", "md5" + "a" * 32: "", "many": "", "blank": "",
     }  # fmt: skip
     for role, until in roles.items():
         cluster.psql(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'x' {until}")
+    rest = ":W22ZaJ0SNY7soEsUEjb6gQ==$" + "A" * 43 + "=:" + "A" * 43 + "="
+    # What any role may give itself, and what PostgreSQL takes for verifiers.
+    cluster.psql(f"ALTER ROLE many PASSWORD 'SCRAM-SHA-256$1000001{rest}'")
+    cluster.psql(f"ALTER ROLE blank PASSWORD E'SCRAM-SHA-256$\\n4096{rest}'")
     try:
         listed = cluster.psql(command_line("secrets", "--sql").stdout).stdout
     finally:

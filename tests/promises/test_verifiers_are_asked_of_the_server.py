@@ -219,6 +219,19 @@ def test_the_function_may_be_another_roles(own_cluster):
     assert asked.stdout == "bob|\n"
 
 
+@pytest.mark.parametrize("made", [
+    "CREATE SCHEMA pgtlsproxy AUTHORIZATION alice",
+    "CREATE SCHEMA pgtlsproxy; CREATE FUNCTION pgtlsproxy.auth_query(text) RETURNS text LANGUAGE sql AS 'SELECT $1';"
+    "ALTER FUNCTION pgtlsproxy.auth_query(text) OWNER TO alice",
+])  # fmt: skip
+def test_a_function_is_not_made_where_somebody_else_could_exchange_it(own_cluster, made):
+    cluster = own_cluster(17)
+    cluster.psql(made)
+    done = cluster.psql(SQL.read_text("utf-8"), check=False)
+    assert "belongs to a role that is no superuser" in done.stderr
+    assert cluster.psql(f"SELECT FROM pg_roles WHERE rolname = '{LOOKUP_ROLE}'").stdout == ""
+
+
 # --- What is remembered ----------------------------------------------------------------------------------
 
 

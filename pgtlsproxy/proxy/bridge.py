@@ -82,7 +82,7 @@ class Bridge:
     @property
     def is_unanswered(self) -> bool:
         """Whether the backend is made to refuse the client because nobody says what its verifier is."""
-        return bool(self._tried) and not self._tried[-1].is_answered
+        return bool(self._tried) and not any(known.is_answered for known in self._tried)
 
     async def for_backend(self, answer: Message) -> Message | None:
         """What an answer of the client becomes for the backend.

@@ -40,7 +40,7 @@ from pgtlsproxy.protocol.scram.messages import read_server_final
 from pgtlsproxy.proxy.bridge import Bridge
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.dial import read_message, send_to_backend
-from pgtlsproxy.proxy.guessing import Guess
+from pgtlsproxy.proxy.guessing import Guess, says_wrong_password
 from pgtlsproxy.proxy.prove import (
     ASK_FOR_PASSWORD,
     ASK_TO_BEGIN,
@@ -382,7 +382,8 @@ class Challenges:
                 need not know of.
         """
         error = parse_error_response(message.body)
-        if error.sqlstate in {"28000", "28P01"} and not self.exchange.is_authenticated:
+        is_wrong = says_wrong_password(error.sqlstate, was_given=self.exchange.is_password_given)
+        if is_wrong and not self.exchange.is_authenticated:
             if self._bridge is None or not self._bridge.is_unanswered:
                 self._guess.wrong()
             if self._grant.login is not Login.PASSTHROUGH:

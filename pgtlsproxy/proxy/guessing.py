@@ -75,6 +75,16 @@ def delay(failures: int) -> float:
     return 0.0 if doublings < 0 else min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(doublings, 32))
 
 
+def says_wrong_password(sqlstate: str | None, *, was_given: bool) -> bool:
+    """Whether a backend's refusal is that of a password; PgBouncer's is 08P01, as that of many other things.
+
+    Args:
+        sqlstate: its code.
+        was_given: whether the backend has had one to judge.
+    """
+    return sqlstate in {"28000", "28P01"} or (sqlstate == "08P01" and was_given)
+
+
 class _Pair:
     """What is known of one user from one source.
 
@@ -191,6 +201,8 @@ class Guesses:
         before = len(known)
         pair = known.pair(user)
         self._count += len(known) - before
+        if self._count > MOST_PAIRS:
+            self._make_room()
         return pair
 
     def settled(self, source: str, user: str, pair: _Pair, *, failed: bool) -> None:

@@ -176,7 +176,8 @@ class _Asking:
         fresh = await self._verifiers.fresh(user, known)
         is_newer = fresh.verifier is not None and fresh.verifier != known.verifier
         if fresh.verifier is None or not is_newer or not await check_password(password, fresh.verifier):
-            raise self._wrong(WrongProof(user, "the password is wrong"), fresh)
+            judged = fresh if fresh.is_answered else known
+            raise self._wrong(WrongProof(user, "the password is wrong"), judged)
         return fresh.verifier
 
     def _wrong(self, error: WrongProof, known: Known) -> WrongProof:

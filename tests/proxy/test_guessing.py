@@ -256,6 +256,22 @@ async def test_a_source_that_tries_many_users_slows_itself_down_and_forgets_nobo
     assert await guess(guesses, source=THERE, user="another 1") == 0
 
 
+async def test_users_of_sources_that_are_known_are_bounded_too(autojump_clock, monkeypatch):
+    monkeypatch.setattr(guessing, "MOST_PAIRS", 50)
+    guesses = Guesses()
+    for user in range(20):
+        for source in range(10):
+            await guess(guesses, source=str(source), user=str(user))
+            assert len(guesses) <= 50 + 20
+
+
+@pytest.mark.parametrize(("sqlstate", "was_given", "is_wrong"), [
+    ("28P01", True, True), ("28000", True, True), ("08P01", True, True), ("08P01", False, False), ("53300", True, False),
+])  # fmt: skip
+def test_what_a_backend_says_of_a_wrong_password_is_known_poolers_included(sqlstate, was_given, is_wrong):
+    assert guessing.says_wrong_password(sqlstate, was_given=was_given) is is_wrong
+
+
 async def test_counters_are_bounded_and_the_oldest_go_first(autojump_clock, monkeypatch):
     monkeypatch.setattr(guessing, "MOST_PAIRS", 100)
     guesses = Guesses()

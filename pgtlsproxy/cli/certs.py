@@ -216,7 +216,7 @@ def renew(
             certs_files.write_pair(issued, certificate, key_file, force=True)
     click.echo(f"replaced {certificate}{'' if same_key else f' and {key_file}'}, {_until(issued)}")
     _say_next(
-        "the proxy takes it on SIGHUP; sessions in flight are not touched. If the old key was stolen, revoke",
+        "a running proxy takes it by itself, at once on SIGHUP. If the old key was stolen, revoke",
         f"pgtlsproxy certs crl --revoke {old.certificate.serial_number:#x}",
     )
 
@@ -248,7 +248,7 @@ def crl(*, revoke: tuple[str, ...], out: Path | None, ca: Path, ca_key: Path | N
         made = pki.make_crl(_load_ca(ca, ca_key), serials, previous=previous, lifetime=timedelta(days=days))
         certs_files.write(file, made.public_bytes(Encoding.PEM), certs_files.PUBLIC_MODE, force=True)
     click.echo(f"wrote {file}: {len(made)} revoked, next one due {made.next_update_utc:%Y-%m-%d}")
-    _say_next("the proxy takes it on SIGHUP, as", f"ssl_crl_file: {file}")
+    _say_next("a running proxy takes it by itself, at once on SIGHUP, as", f"ssl_crl_file: {file}")
 
 
 @certs.command()

@@ -13,7 +13,7 @@ from pgtlsproxy.errors import ConfigError
 @click.command(context_settings={"max_content_width": 100})
 @click.option("-c", "--config", "path", required=True, metavar="FILE", help="The configuration, a YAML file.")
 def serve(path: str) -> int:
-    """Run the proxy until SIGTERM or SIGINT; SIGHUP reloads the configuration.
+    """Run the proxy until SIGTERM or SIGINT. Changed files are reloaded, at once on SIGHUP.
 
     Told to end, it accepts no more, ends idle sessions, and lets transactions end within
     drain_timeout. Told again, it ends at once.

@@ -40,7 +40,7 @@ _REQUIRED: Final = {
     "ssl": "on, or off for clear text alone",
     "hba_file": "without a pg_hba.conf nobody may come in",
     "user": "the role that asks",
-    "login": "passthrough (the client proves itself to the backend) or certificate (the proxy does)",
+    "login": "passthrough (the client proves itself at the backend), certificate, passfile (the proxy does)",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pgtlsproxy.config.backend import USER_PLACEHOLDER, Backend
+from pgtlsproxy.config.backend import USER_PLACEHOLDER, Backend, HostProbe
 from pgtlsproxy.config.listener import ANY_DATABASE, AuthQuery, Listener, RolesQuery
 from pgtlsproxy.config.loading import load_settings
 from pgtlsproxy.config.settings import MAX_CONNECTIONS, Log, Settings, Status
@@ -15,6 +15,7 @@ __all__ = [
     "AuthQuery",
     "Backend",
     "Host",
+    "HostProbe",
     "Listener",
     "Log",
     "RolesQuery",

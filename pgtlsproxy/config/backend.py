@@ -31,9 +31,12 @@ from pgtlsproxy.config.values import (
     parse_ports,
     parse_role_name,
 )
-from pgtlsproxy.identity import Secret
+from pgtlsproxy.identity import Secret, printable
 
 MAX_CONNECT_TIMEOUT_SECONDS: Final = 3600.0
+
+SHORTEST_PROBE_SECONDS: Final = 0.1
+"""The shortest interval and the shortest timeout of host_probe."""
 
 SYSTEM_ROOTS: Final = "system"
 """The value of sslrootcert that stands for the operating system's list."""
@@ -110,6 +113,31 @@ def _name_template(value: object) -> str | None:
     return value
 
 
+class HostProbe(Model):
+    """As whom hosts are asked what they are, before sessions are led to them. Ours."""
+
+    user: Text
+    """The role that asks."""
+
+    dbname: Text = "postgres"
+    """The database to connect to."""
+
+    passfile: FilePath | None = None
+    """The role's password, in libpq's format; None where the backend lets it in by the proxy's certificate
+    or operating system user."""
+
+    interval: Annotated[Seconds, AfterValidator(in_range(SHORTEST_PROBE_SECONDS, 3600))] = 2.0
+    """How long an answer is believed, in seconds, that there was none too."""
+
+    timeout: Annotated[Seconds, AfterValidator(in_range(SHORTEST_PROBE_SECONDS, 60))] = 1.0
+    """How long a host may take to answer, in seconds."""
+
+    @property
+    def shown_user(self) -> str:
+        """The role, for messages."""
+        return f'user "{printable(self.user)}"'
+
+
 class Backend(Model):
     """One backend: one database cluster, under one or several hosts.
 
@@ -122,7 +150,6 @@ class Backend(Model):
             "sslkey_issuer",
             "sslcert_lifetime",
             "proxy_protocol",
-            "host_probe",
             "shared_client_ca",
             "keepalives",
             "keepalives_idle",
@@ -151,7 +178,10 @@ class Backend(Model):
         Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"],
         BeforeValidator(one_of("any", "read-write", "read-only", "primary", "standby", "prefer-standby")),
     ] = "any"
-    """Which of the hosts will do."""
+    """Which of the hosts will do. Others than `any` need `host_probe` with `login: passthrough`."""
+
+    host_probe: HostProbe | None = None
+    """How hosts are asked what they are. Ours."""
 
     load_balance_hosts: Annotated[
         Literal["disable", "random"], BeforeValidator(one_of("disable", "random"))

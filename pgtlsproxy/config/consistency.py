@@ -268,14 +268,8 @@ def _credential_conflicts(backend: Backend) -> Iterator[Conflict]:
 def _login_conflicts(backend: Backend) -> Iterator[Conflict]:
     if backend.passfile is not None and backend.login != "passfile":
         yield Conflict(("passfile", "login"), f"would have no effect with login: {backend.login}")
+    yield from _host_probe_conflicts(backend)
     if backend.login == "passthrough":
-        if backend.target_session_attrs != "any":
-            yield Conflict(
-                ("target_session_attrs", "login"),
-                f"{backend.target_session_attrs} cannot work with login: passthrough: a host shows what it "
-                "is only behind AuthenticationOk, when the client has spent its SCRAM proof on that host and "
-                "cannot prove itself to the next one; use any, or login: certificate or passfile",
-            )
         return
     if backend.login == "passfile":
         yield from _passfile_conflicts(backend)
@@ -297,6 +291,31 @@ def _login_conflicts(backend: Backend) -> Iterator[Conflict]:
         yield Conflict(
             ("login", "sslmode"),
             f"a certificate needs TLS, and sslmode {backend.sslmode} does not demand it",
+        )
+
+
+def _host_probe_conflicts(backend: Backend) -> Iterator[Conflict]:
+    probe, wanted = backend.host_probe, backend.target_session_attrs
+    if probe is None:
+        if backend.login == "passthrough" and wanted != "any":
+            yield Conflict(
+                ("target_session_attrs", "login", "host_probe"),
+                f"{wanted} cannot work with login: passthrough alone: a host shows what it is only behind "
+                "AuthenticationOk, when the client has spent its SCRAM proof on that host and cannot prove "
+                "itself to the next one; say in host_probe as whom the proxy may ask the hosts beforehand, "
+                "or use any, or login: certificate or passfile",
+            )
+        return
+    if backend.login != "passthrough":
+        yield Conflict(("host_probe", "login"), f"would have no effect with login: {backend.login}")
+    elif wanted == "any":
+        yield Conflict(
+            ("host_probe", "target_session_attrs"), "would have no effect with target_session_attrs: any"
+        )
+    elif probe.passfile is None and backend.has_tcp_host and backend.sslcert is None:
+        yield Conflict(
+            ("host_probe", "sslcert", "host", "hostaddr"),
+            f"has no passfile, and the backend no sslcert with which {probe.shown_user} could log in",
         )
 
 

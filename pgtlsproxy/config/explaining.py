@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic_core import ErrorDetails
 
-from pgtlsproxy.config.backend import Backend
+from pgtlsproxy.config.backend import Backend, HostProbe
 from pgtlsproxy.config.listener import AuthQuery, Database, Listener, RolesQuery
 from pgtlsproxy.config.model import Model
 from pgtlsproxy.config.settings import General, Log, Status
@@ -28,6 +28,7 @@ _NESTED: Final[Mapping[str, type[Model]]] = {
     "log": Log,
     "roles_query": RolesQuery,
     "auth_query": AuthQuery,
+    "host_probe": HostProbe,
     "databases": Database,
     "status": Status,
 }

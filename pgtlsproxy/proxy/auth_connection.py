@@ -13,13 +13,12 @@ from typing import Final
 import trio
 
 from pgtlsproxy.config import AuthQuery
-from pgtlsproxy.errors import BackendMisbehaved, BackendUnavailable
-from pgtlsproxy.identity import Secret, printable
+from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.protocol.auth_query import Question, RoleSecret
 from pgtlsproxy.protocol.passfile import Passfile
 from pgtlsproxy.protocol.query import TERMINATE, answer_reader
 from pgtlsproxy.proxy.dial import read_message, send_to_backend
-from pgtlsproxy.proxy.own_login import log_in_as, open_at_a_server
+from pgtlsproxy.proxy.own_login import log_in_as, open_at_a_server, password_at
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import BackendSnapshot
 from pgtlsproxy.proxy.stages import BackendAddress
@@ -145,24 +144,13 @@ class AuthConnection:
 
     async def _log_in(self, leg: Leg, address: BackendAddress) -> _Open:
         query, settings = self._query, self._backend.settings
-        password = self._password(address)
+        password = password_at(address, self._passfile, query.dbname, query.user)
         logged_in = await log_in_as(leg, settings, query.user, query.dbname, password, _SESSION)
         iterations = logged_in.parameters.get("scram_iterations", "")
         if iterations.isascii() and iterations.isdigit() and len(iterations) < 10:
             self.iterations = int(iterations)
         now = time.monotonic()
         return _Open(leg, logged_in.unread, made_at=now, used_at=now)
-
-    def _password(self, address: BackendAddress) -> Secret | None:
-        """The role's password for a server; None where it needs none."""
-        if self._passfile is None:
-            return None
-        query, host = self._query, address.host or address.ip or ""
-        password = self._passfile.password(host, address.port, query.dbname, query.user)
-        if password is None:
-            wanted = ":".join((host, str(address.port), query.dbname, query.user))
-            raise BackendMisbehaved(f"no line of {printable(self._passfile.file)} is for {printable(wanted)}")
-        return password
 
     async def _ask(self, opened: _Open, user: str) -> Asked:
         """Ask on a connection, which is closed where that does not end as it should."""

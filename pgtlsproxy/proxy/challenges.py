@@ -268,7 +268,7 @@ class Challenges:
             BackendMisbehaved: there is none.
         """
         address, grant = self._backend.address, self._grant
-        passfile = self._negotiated.accepted.listener.backends[grant.backend].passfile
+        passfile = self._negotiated.accepted.listener.backends[grant.backend].passwords.users
         is_physical = grant.replication is Replication.PHYSICAL
         database = "replication" if is_physical else grant.backend_database
         host = address.host or address.ip or ""

@@ -20,6 +20,7 @@ from pgtlsproxy.identity import Secret
 from pgtlsproxy.policy.inclusion import MAX_OCTETS as MAX_RULES_OCTETS
 from pgtlsproxy.policy.inclusion import follow
 from pgtlsproxy.protocol.scram.secrets import MAX_SECRETS_OCTETS
+from pgtlsproxy.proxy.backend_passwords import probe_passfile_path
 from pgtlsproxy.proxy.mock_secrets import mock_secret_to_check, mock_secret_to_serve_with
 from pgtlsproxy.proxy.passphrases import passphrase
 from pgtlsproxy.proxy.rule_files import Included, InclusionReader, read_again
@@ -246,6 +247,7 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
         note(directories, backend.sslcrldir, "certificate revocation list directory")
         note(keys, backend.sslpassword_file, "password file")
         note(keys, backend.passfile, "password file")
+        note(keys, probe_passfile_path(backend), "password file")
         if not backend.has_user_certificates:
             note(plain, backend.sslcert, "certificate file")
             note(keys, backend.sslkey, "private key file")

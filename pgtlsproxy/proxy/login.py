@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from pgtlsproxy.errors import BackendUnavailable, Unproven
+from pgtlsproxy.errors import Unproven
 from pgtlsproxy.identity import Challenge, Proof, ProofKind
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.policy.access import Grant
@@ -18,12 +18,9 @@ from pgtlsproxy.proxy.challenges import Challenges
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.dial import read_message
 from pgtlsproxy.proxy.guessing import Guess
+from pgtlsproxy.proxy.session_attributes import ANY, WrongSessionAttributes, wrong_attributes
 from pgtlsproxy.proxy.stages import BackendLeg, CancelKey, LoggedIn, Negotiated, Proved, Standing
 from pgtlsproxy.proxy.verifiers import Verifiers
-
-
-class WrongSessionAttributes(BackendUnavailable):
-    """The host's role is not what target_session_attrs asks for; another one may do."""
 
 
 async def log_in(
@@ -139,28 +136,8 @@ class _Login:
         )
 
     def _check_session_attributes(self) -> None:
-        if self._target_session_attrs == "any":
+        if self._target_session_attrs == ANY:
             return
         problem = wrong_attributes(self._target_session_attrs, self._exchange.parameters)
         if problem is not None:
             raise WrongSessionAttributes(f"{self._backend.address}: {problem}")
-
-
-def wrong_attributes(wanted: str, parameters: dict[str, str]) -> str | None:
-    """Why a host does not fit target_session_attrs; None where it does. libpq's rules and words.
-
-    PostgreSQL reports both parameters since version 14; a server that does not cannot be judged.
-    """
-    standby, read_only = parameters.get("in_hot_standby"), parameters.get("default_transaction_read_only")
-    if standby is None or read_only is None:
-        missing = "in_hot_standby" if standby is None else "default_transaction_read_only"
-        return f"the server does not report {missing}, so target_session_attrs cannot be judged"
-    writable = standby == "off" and read_only == "off"
-    problems = {
-        "read-write": None if writable else "session is read-only",
-        "read-only": "session is not read-only" if writable else None,
-        "primary": "server is in hot standby mode" if standby == "on" else None,
-        "standby": "server is not in hot standby mode" if standby == "off" else None,
-        "prefer-standby": "server is not in hot standby mode" if standby == "off" else None,
-    }
-    return problems[wanted]

@@ -24,6 +24,7 @@ from pgtlsproxy.protocol.messages import (
     backend_reader,
     parse_error_response,
 )
+from pgtlsproxy.protocol.passfile import Passfile
 from pgtlsproxy.protocol.scram import client
 from pgtlsproxy.protocol.scram.keys import Keys, Verifier
 from pgtlsproxy.protocol.startup import NEWEST, StartupMessage, encode_startup
@@ -109,6 +110,30 @@ async def open_at_a_server(
         except BackendUnavailable as error:
             candidates.failed(error)
     raise candidates.exhausted(backend.name)
+
+
+def password_at(
+    address: BackendAddress, passfile: Passfile | None, database: str, user: str
+) -> Secret | None:
+    """The password of a role of the proxy's own at a server; None where it needs none.
+
+    Args:
+        address: the server's.
+        passfile: where it stands; None for a role without.
+        database: where it logs in.
+        user: the role.
+
+    Raises:
+        BackendMisbehaved: the file has none for this server.
+    """
+    if passfile is None:
+        return None
+    host = address.host or address.ip or ""
+    password = passfile.password(host, address.port, database, user)
+    if password is None:
+        wanted = ":".join((host, str(address.port), database, user))
+        raise BackendMisbehaved(f"no line of {printable(passfile.file)} is for {printable(wanted)}")
+    return password
 
 
 async def log_in_as(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from pgtlsproxy.config import AuthQuery, RolesQuery
+from pgtlsproxy.config import AuthQuery, HostProbe, RolesQuery
 from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.protocol.auth_query import NO_ROLE
 from pgtlsproxy.protocol.backend import SCRAM, SCRAM_PLUS
@@ -27,7 +27,9 @@ from pgtlsproxy.proxy.auth_query import ASK_SECONDS, connect_to
 from pgtlsproxy.proxy.backend_roles import FETCH_SECONDS, fetch_memberships
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_startup
+from pgtlsproxy.proxy.host_probes import ask_address
 from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.session_attributes import missing_parameter, shown_role
 from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot
 from pgtlsproxy.proxy.stages import BackendAddress
 from pgtlsproxy.tls.stream import Leg, TLSLeg
@@ -44,7 +46,8 @@ class Probed:
         backend: the backend's name.
         address: which address.
         problem: why sessions would fail there; None where they would not.
-        finding: what it is like: its TLS version, and what it asks of an unknown user.
+        finding: what it is like: its TLS version, what it asks of an unknown user, and with `host_probe` its
+            role.
         offers_channel_binding: whether it offers SCRAM bound to its certificate.
         certificate_sha256: fingerprint of its certificate; None without TLS.
     """
@@ -150,6 +153,10 @@ async def _probe_address(backend: BackendSnapshot, address: BackendAddress) -> P
             return Probed(backend.name, str(address), reason, "")
         except BackendUnavailable as error:
             return Probed(backend.name, str(address), error.reason, "")
+        host_probe = backend.settings.host_probe
+        if problem is None and host_probe is not None:
+            problem, role = await _ask_for_role(backend, host_probe, address)
+            finding += role
         encryption = leg.version if isinstance(leg, TLSLeg) else "no TLS"
         leaf = leg.peer_leaf if isinstance(leg, TLSLeg) else None
         return Probed(
@@ -176,6 +183,23 @@ async def _ask(leg: Leg, backend: BackendSnapshot) -> tuple[str | None, str, boo
     request = parse_authentication(message.body)
     problem, finding = _judge(request, backend)
     return problem, finding, SCRAM_PLUS in request.mechanisms
+
+
+async def _ask_for_role(
+    backend: BackendSnapshot, probe: HostProbe, address: BackendAddress
+) -> tuple[str | None, str]:
+    """What keeps the probe from an answer, and what the host is, to be put behind a finding."""
+    problem = f"{address}: host_probe: no answer within {probe.timeout:g} s"
+    with trio.move_on_after(probe.timeout):
+        try:
+            parameters = await ask_address(backend, probe, address)
+        except BackendUnavailable as error:
+            problem = error.reason
+        else:
+            if (missing := missing_parameter(parameters)) is None:
+                return None, f"; host_probe: {shown_role(parameters)}"
+            problem = f"{address}: host_probe: {missing}"
+    return f"{problem}; no session is led to this host", ""
 
 
 def _judge(request: Authentication, backend: BackendSnapshot) -> tuple[str | None, str]:

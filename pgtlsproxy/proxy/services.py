@@ -13,6 +13,7 @@ from pgtlsproxy.proxy.auth_query import AuthQueries
 from pgtlsproxy.proxy.authorise import LookUps
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.guessing import Guesses
+from pgtlsproxy.proxy.host_probes import HostProbes
 from pgtlsproxy.proxy.relay import Relay
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import Snapshot
@@ -27,6 +28,7 @@ class Services:
         logger: where events go.
         folder: what holds floods of refusals back.
         resolver: names of backends to addresses.
+        host_probes: what the hosts of backends are like.
         look_ups: what has to be asked about clients.
         auth_queries: the verifiers that backends are asked for.
         cancels: the live sessions' cancel keys.
@@ -40,6 +42,7 @@ class Services:
     logger: FilteringBoundLogger
     folder: RefusalFolder
     resolver: Resolver
+    host_probes: HostProbes
     look_ups: LookUps
     auth_queries: AuthQueries
     cancels: Cancels

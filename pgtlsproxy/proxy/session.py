@@ -36,11 +36,12 @@ from pgtlsproxy.proxy.challenges import BackendRefused
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
 from pgtlsproxy.proxy.guessing import Guess
-from pgtlsproxy.proxy.login import WrongSessionAttributes, log_in
+from pgtlsproxy.proxy.login import log_in
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
 from pgtlsproxy.proxy.prove import prove, require_still_good
 from pgtlsproxy.proxy.relay import Traffic
 from pgtlsproxy.proxy.services import Services
+from pgtlsproxy.proxy.session_attributes import WrongSessionAttributes
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.stages import Accepted, LoggedIn, Negotiated, Proved, SessionEnd, Standing
 from pgtlsproxy.proxy.standing import keep_up, standing_of
@@ -128,7 +129,8 @@ async def _log_in(
 ) -> LoggedIn:
     """Dial the backend's addresses until one takes the session; its leg is the caller's to close."""
     accepted = negotiated.accepted
-    candidates = Candidates(accepted.listener.backends[grant.backend].settings, services.resolver)
+    wanted = accepted.listener.backends[grant.backend]
+    candidates = Candidates(wanted.settings, services.resolver, services.host_probes.of(wanted))
     standing = standing_of(negotiated, grant)
 
     async def admit(proof: Proof, standing: Standing = standing) -> Standing:

@@ -21,6 +21,7 @@ from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.protocol.passfile import Passfile
 from pgtlsproxy.protocol.scram.secrets import Secrets
+from pgtlsproxy.proxy.backend_passwords import BackendPasswords
 from pgtlsproxy.proxy.files import SnapshotFiles, read
 from pgtlsproxy.proxy.issuers import knowing_issuers, with_trusted_issuers
 from pgtlsproxy.proxy.listener_secrets import (
@@ -81,7 +82,7 @@ class BackendSnapshot:
         trust: who vouches for it; None where nothing is verified.
         tls_context: None where no TLS is spoken.
         users: one certificate a user, where sslcert says `{user}`.
-        passfile: the users' passwords, with `login: passfile`.
+        passwords: those that the proxy has itself.
     """
 
     name: str
@@ -90,7 +91,7 @@ class BackendSnapshot:
     trust: Trust | None
     tls_context: SSL.Context | None = field(repr=False)
     users: UserCertificates | None = field(repr=False, default=None)
-    passfile: Passfile | None = None
+    passwords: BackendPasswords = field(default_factory=BackendPasswords)
 
     async def context_for(self, user: str) -> SSL.Context | None:
         """The context to dial with for a user.
@@ -383,13 +384,13 @@ class _Builder:
             lambda: units.user_certificates(name, settings, trust),
             old.users.trusting(trust) if old and old.users else None,
         )
-        passfile = self._unit(
+        passwords = self._unit(
             f"passwords for backend {name}",
-            lambda: units.passfile(name, settings),
-            old.passfile if old else None,
+            lambda: units.passwords(name, settings),
+            old.passwords if old else None,
         )
-        if (settings.has_user_certificates and users is None) or (
-            settings.passfile is not None and passfile is None
-        ):
+        if passwords is None or not passwords.suffice_for(settings):
             return old
-        return BackendSnapshot(name, settings, pair, trust, context, users, passfile)
+        if settings.has_user_certificates and users is None:
+            return old
+        return BackendSnapshot(name, settings, pair, trust, context, users, passwords)

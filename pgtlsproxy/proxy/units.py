@@ -18,6 +18,7 @@ from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.protocol.passfile import Passfile, parse_passfile
 from pgtlsproxy.protocol.scram.secrets import Secrets, parse_secrets
+from pgtlsproxy.proxy.backend_passwords import BackendPasswords, probe_passfile_path
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
 from pgtlsproxy.proxy.listener_secrets import auth_passfile_path
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
@@ -148,10 +149,7 @@ class Units:
 
     def auth_passfile(self, name: str, listener: Listener) -> Passfile | None:
         """The password of the role that asks for verifiers; None where it has none."""
-        path = auth_passfile_path(listener)
-        if path is None:
-            return None
-        return parse_passfile(path, self._key(f"listeners.{name}.auth_query.passfile", path))
+        return self._passfile(f"listeners.{name}.auth_query.passfile", auth_passfile_path(listener))
 
     def server_options(self, name: str, listener: Listener) -> TLSOptions:
         """The TLS settings of a listener."""
@@ -265,11 +263,17 @@ class Units:
             names = {"ssl_ciphers": "ssl_min_protocol_version"}
             raise ConfigError(error.located(f"{self._files.path}: backends.{name}", names)) from None
 
-    def passfile(self, name: str, backend: Backend) -> Passfile | None:
-        """The users' passwords for a backend; None where it has none."""
-        if backend.passfile is None:
-            return None
-        return parse_passfile(backend.passfile, self._key(f"backends.{name}.passfile", backend.passfile))
+    def passwords(self, name: str, backend: Backend) -> BackendPasswords:
+        """The passwords that the proxy has itself for a backend."""
+        return BackendPasswords(
+            *_both(
+                lambda: self._passfile(f"backends.{name}.passfile", backend.passfile),
+                lambda: self._passfile(f"backends.{name}.host_probe.passfile", probe_passfile_path(backend)),
+            )
+        )
+
+    def _passfile(self, where: str, path: str | None) -> Passfile | None:
+        return None if path is None else parse_passfile(path, self._key(where, path))
 
     def _trust(
         self,

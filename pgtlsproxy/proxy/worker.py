@@ -38,6 +38,7 @@ from pgtlsproxy.proxy.channel import (
 from pgtlsproxy.proxy.drain import drain
 from pgtlsproxy.proxy.expiry import judge_expiry, not_after
 from pgtlsproxy.proxy.guessing import Guesses
+from pgtlsproxy.proxy.host_probes import HostProbes
 from pgtlsproxy.proxy.lifeline import end_with
 from pgtlsproxy.proxy.mailboxes import Mailboxes
 from pgtlsproxy.proxy.origins import Builder
@@ -130,6 +131,7 @@ class _Worker:
                     logger=self._logger,
                     folder=self._folder,
                     resolver=self._resolver,
+                    host_probes=HostProbes(self._resolver),
                     look_ups=LookUps(),
                     auth_queries=AuthQueries(),
                     cancels=cancels,

@@ -474,6 +474,51 @@ def test_a_roles_query_that_never_ends_is_told(certs, fake_backend, proxy, comma
     )
 
 
+def probing(certs, cluster, **settings):
+    """A backend whose hosts are asked what they are, behind a listener in clear."""
+    backend = passthrough(
+        cluster, certs, target_session_attrs="read-write",
+        host_probe={"user": "app", "passfile": "app.pass", **settings},
+    )  # fmt: skip
+    return config({"a": in_clear(hba_file="clear.conf")}, primary=backend)
+
+
+def test_connect_tells_what_each_host_is(certs, own_cluster, proxy, command_line):
+    cluster = own_cluster(17)
+    files = {"clear.conf": "host all all all scram-sha-256\n", "app.pass": "*:*:*:app:app-secret\n"}
+    works = proxy.write(probing(certs, cluster), files)
+    done = command_line("check", "-c", works, "--connect")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "asks for SCRAM with channel binding; host_probe: primary, read-write\n" in done.stdout
+    cluster.set(default_transaction_read_only="on")
+    cluster.reload()
+    assert "host_probe: primary, read-only\n" in command_line("check", "-c", works, "--connect").stdout
+    for changed, problem in (
+        ({"app.pass": "*:*:*:app:wrong\n"}, 'host_probe: the backend refuses user "app": 28P01'),
+        ({"app.pass": "*:*:*:bob:x\n"}, r"host_probe: no line of .*/app\.pass is for localhost:"),
+    ):
+        done = command_line("check", "-c", proxy.write(probing(certs, cluster), files | changed), "--connect")
+        assert done.returncode == 1
+        assert re.search(
+            rf"backends\.primary: localhost .*: {problem}.*; no session is led to this host", done.stderr
+        )
+
+
+def test_the_probe_s_password_that_others_may_read_is_refused(certs, proxy, command_line):
+    files = {"clear.conf": "host all all all scram-sha-256\n", "app.pass": "*:*:*:app:app-secret\n"}
+    backend = with_password_backend(certs) | {
+        "target_session_attrs": "primary",
+        "host_probe": {"user": "app", "passfile": "app.pass"},
+    }
+    path = proxy.write(config({"a": in_clear(hba_file="clear.conf")}, primary=backend), files)
+    assert command_line("check", "-c", path).returncode == 0
+    (path.parent / "app.pass").chmod(0o644)
+    done = command_line("check", "-c", path)
+    assert done.returncode == 1
+    assert "backends.primary.host_probe.passfile: " in done.stderr
+    assert "has group or world access" in done.stderr
+
+
 def asking_for_verifiers(certs, cluster, **query):
     """A listener that asks for verifiers at its own backend."""
     listener = with_tls(certs, auth_query=AUTH_QUERY | query)

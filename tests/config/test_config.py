@@ -190,6 +190,38 @@ CASES = {
         passthrough(target_session_attrs="read-write"),
         BM + "target_session_attrs",
         "passthrough",
+        "host_probe",
+    ),
+    "probe_not_needed": (
+        certificate(target_session_attrs="primary", host_probe="{user: probe}"),
+        BM + "host_probe",
+        "no effect with login: certificate",
+    ),
+    "probe_of_any": (
+        passthrough(host_probe="{user: probe, passfile: x}"),
+        BM + "host_probe",
+        "no effect with target_session_attrs: any",
+    ),
+    "probe_without_credential": (
+        passthrough(target_session_attrs="primary", host_probe="{user: probe}"),
+        BM + "host_probe",
+        "no passfile",
+        'user "probe"',
+    ),
+    "probe_of_nobody": (
+        passthrough(target_session_attrs="primary", host_probe="{passfile: x}"),
+        BM + "host_probe.user",
+        "is missing: the role that asks",
+    ),
+    "probe_typo": (
+        passthrough(target_session_attrs="primary", host_probe="{user: probe, passfile: x, timout: 1s}"),
+        BM + "host_probe.timout",
+        "did you mean timeout?",
+    ),
+    "probe_never": (
+        passthrough(target_session_attrs="primary", host_probe="{user: probe, passfile: x, interval: 0}"),
+        BM + "host_probe.interval",
+        "out of range",
     ),
     "tsa_unknown": (certificate(target_session_attrs="rw"), BM + "target_session_attrs", "read-write"),
     "user_folder": (certificate(sslcert="u/{user}/a.crt"), BM + "sslcert"),
@@ -414,7 +446,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 LATER = {
     "": "max_connections_per_source max_connections_per_user console reuse_port max_handshakes dns_cache",
     "l": "proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
-    "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol host_probe keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
+    "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pgtlsproxy.config.backend import Backend
+from pgtlsproxy.config.backend import Backend, HostProbe
 from pgtlsproxy.config.explaining import OLDER_NAMES
 from pgtlsproxy.config.listener import AuthQuery, Database, Listener, RolesQuery
 from pgtlsproxy.config.settings import General, Log, Status
@@ -23,6 +23,7 @@ PLACES = {
     "roles_query": RolesQuery,
     "auth_query": AuthQuery,
     "backends.NAME": Backend,
+    "host_probe": HostProbe,
 }
 
 STAND_INS = {

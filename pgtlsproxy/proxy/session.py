@@ -70,8 +70,7 @@ async def serve_session(sock: socket.socket, listener: str, services: Services) 
             await _refuse(first_of(refusals), client, log, count)
         except* Exception as failures:  # noqa: BLE001 - the session's boundary, and the only one
             log.bug(failures)
-            error = InternalError("a bug of ours, see the event `bug` of this session")
-            await _refuse(error, client, log, count)
+            await _refuse(InternalError("a bug of ours: see the event `bug`"), client, log, count)
     except* Exception as failures:  # noqa: BLE001 - refusing failed itself
         log.bug(failures)
     finally:

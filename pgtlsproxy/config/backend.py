@@ -12,11 +12,14 @@ from pgtlsproxy.config.model import (
     CommaList,
     FilePath,
     FilledCommaList,
+    KeepAliveCount,
+    KeepAliveSeconds,
     LibpqSwitch,
     Model,
     ProtocolVersion,
     Seconds,
     Text,
+    UserTimeout,
     absolute,
     in_range,
     one_of,
@@ -151,11 +154,6 @@ class Backend(Model):
             "sslcert_lifetime",
             "proxy_protocol",
             "shared_client_ca",
-            "keepalives",
-            "keepalives_idle",
-            "keepalives_interval",
-            "keepalives_count",
-            "tcp_user_timeout",
         }
     )
 
@@ -173,6 +171,22 @@ class Backend(Model):
     connect_timeout: Annotated[Seconds, AfterValidator(in_range(0, MAX_CONNECT_TIMEOUT_SECONDS))] = 5.0
     """Seconds an address may take for TCP, TLS and its first answer to the StartupMessage; 0 for no limit.
     libpq's own default is none, which lets one dead host use up the whole login."""
+
+    keepalives: LibpqSwitch = True
+    """Whether the kernel asks a silent server whether it is there."""
+
+    keepalives_idle: KeepAliveSeconds = 60.0
+    """Seconds for which it may be silent before that. libpq's own default is the system's, two hours."""
+
+    keepalives_interval: KeepAliveSeconds = 10.0
+    """Seconds between two such questions."""
+
+    keepalives_count: KeepAliveCount = 6
+    """How many of them may go unanswered."""
+
+    tcp_user_timeout: UserTimeout = 30.0
+    """Seconds for which what was sent to a server may be unacknowledged. libpq's own default is the system's,
+    some 15 minutes, for which a client would wait for an answer from a machine that is gone."""
 
     target_session_attrs: Annotated[
         Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"],

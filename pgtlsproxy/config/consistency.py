@@ -208,6 +208,10 @@ def _host_conflicts(backend: Backend) -> Iterator[Conflict]:
             yield Conflict(("hostaddr", "host"), f"{host.host} is a Unix socket and has no address")
     if backend.requirepeer is not None and not backend.has_unix_host:
         yield Conflict(("requirepeer", "host"), "would have no effect: no host is a Unix socket")
+    if not backend.keepalives:
+        for key in sorted(backend.model_fields_set):
+            if key.startswith("keepalives_"):
+                yield Conflict((key, "keepalives"), "would have no effect, for keepalives is off")
 
 
 def _tls_conflicts(backend: Backend) -> Iterator[Conflict]:

@@ -11,10 +11,13 @@ from pgtlsproxy.config.model import (
     CommaList,
     FilePath,
     FilledCommaList,
+    KeepAliveCount,
+    KeepAliveSeconds,
     Model,
     ProtocolVersion,
     Seconds,
     Text,
+    UserTimeout,
     in_range,
     one_of,
 )
@@ -123,10 +126,6 @@ class Listener(Model):
     not_in_this_version: ClassVar[frozenset[str]] = frozenset(
         {
             "proxy_protocol_from",
-            "tcp_keepalives_idle",
-            "tcp_keepalives_interval",
-            "tcp_keepalives_count",
-            "tcp_user_timeout",
             "idle_session_timeout",
             "session_lifetime",
         }
@@ -217,6 +216,19 @@ class Listener(Model):
 
     plaintext_from: Annotated[tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList] = ()
     """Networks, in CIDR notation, that may start a session in clear text."""
+
+    tcp_keepalives_idle: KeepAliveSeconds = 60.0
+    """Seconds for which a client may be silent before the kernel asks whether it is there. PostgreSQL's own
+    default is the system's, two hours: longer than the networks between remember a connection."""
+
+    tcp_keepalives_interval: KeepAliveSeconds = 10.0
+    """Seconds between two such questions."""
+
+    tcp_keepalives_count: KeepAliveCount = 6
+    """How many of them may go unanswered."""
+
+    tcp_user_timeout: UserTimeout = 0.0
+    """Seconds for which what was sent to a client may be unacknowledged."""
 
     revoked_sessions: Annotated[Literal["keep", "close"], BeforeValidator(one_of("keep", "close"))] = "keep"
     """What a reload means for sessions that the new files would not let in: `keep` leaves them, `close` ends

@@ -9,7 +9,14 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
-from pgtlsproxy.config.values import BadValue, found, parse_filled_list, parse_list, parse_time
+from pgtlsproxy.config.values import (
+    BadValue,
+    found,
+    parse_filled_list,
+    parse_list,
+    parse_time,
+    parse_user_timeout,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,13 @@ class Model(BaseModel):
 
 PROTOCOL_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 """postgresql.conf's and libpq's names, in ascending order."""
+
+
+MAX_KEEPALIVE_SECONDS: Final = 32_767
+MAX_KEEPALIVE_COUNT: Final = 127
+"""What Linux takes (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL and MAX_TCP_KEEPCNT, include/net/tcp.h)."""
+
+MAX_USER_TIMEOUT_SECONDS: Final = 86_400.0
 
 
 def _protocol_version(value: object) -> str:
@@ -75,6 +89,15 @@ def in_range(lowest: float, highest: float) -> Callable[[float], float]:
     return check
 
 
+def _in_whole_seconds(seconds: float) -> float:
+    if seconds == int(seconds) and seconds <= MAX_KEEPALIVE_SECONDS:
+        return seconds
+    raise BadValue(
+        f"{seconds:g} s cannot be had: the kernel counts whole seconds, from 1 s to {MAX_KEEPALIVE_SECONDS} s; "
+        "0 stands for the system's own"
+    )
+
+
 def whole_number(lowest: int, highest: int) -> Callable[[object], int]:
     """A check that a value is a whole number within two ends."""
 
@@ -107,6 +130,17 @@ FilePath = Annotated[Text, AfterValidator(absolute)]
 
 Seconds = Annotated[float, BeforeValidator(parse_time)]
 """A time in postgresql.conf's units, in seconds once it is loaded."""
+
+KeepAliveSeconds = Annotated[Seconds, AfterValidator(_in_whole_seconds)]
+"""A time between two looks for a silent peer; 0 for the system's own."""
+
+KeepAliveCount = Annotated[int, BeforeValidator(whole_number(0, MAX_KEEPALIVE_COUNT))]
+"""How many such looks; 0 for the system's own."""
+
+UserTimeout = Annotated[
+    float, BeforeValidator(parse_user_timeout), AfterValidator(in_range(0, MAX_USER_TIMEOUT_SECONDS))
+]
+"""A time that sent data may be unacknowledged; 0 for the system's own."""
 
 ProtocolVersion = Annotated[
     Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"], BeforeValidator(_protocol_version)

@@ -130,6 +130,20 @@ def parse_time(value: object) -> float:
     raise BadValue(f"{found(value)} is no time: write a number with ms, s, min, h or d behind it, as in 10s")
 
 
+def parse_user_timeout(value: object) -> float:
+    """The same for tcp_user_timeout, of which PostgreSQL and libpq count bare milliseconds.
+
+    Returns:
+        Seconds.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        raise BadValue(
+            f"{found(value)} has no unit: PostgreSQL counts milliseconds here, and seconds are counted "
+            "elsewhere in this file; write the unit, as in 30s or 30000ms"
+        )
+    return parse_time(value)
+
+
 def parse_list(value: object) -> tuple[object, ...]:
     """A YAML list, or libpq's comma list in one text."""
     if isinstance(value, str):

@@ -12,6 +12,7 @@ from pgtlsproxy.errors import ClientGone, DeadlineMissed
 from pgtlsproxy.identity import OSUser
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.proxy.client import Client
+from pgtlsproxy.proxy.keepalive import keep_client_alive
 from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.sockets import client_address, name_of, unix_peer
 from pgtlsproxy.proxy.stages import Accepted
@@ -38,9 +39,8 @@ async def accept(
         if sock.family == socket.AF_UNIX:
             user = unix_peer(sock)
         else:
-            # As PostgreSQL does (pq_init); how often is the system's, as with tcp_keepalives_* = 0 there.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            keep_client_alive(sock, snapshot.listeners[listener].settings)
         address = client_address(sock)
     except OSError as error:
         raise ClientGone(f"the client was gone before it was looked at: {error.strerror}") from None

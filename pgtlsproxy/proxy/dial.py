@@ -22,6 +22,7 @@ from pgtlsproxy.config import Backend
 from pgtlsproxy.errors import BackendTLSFailed, BackendUnavailable
 from pgtlsproxy.identity import printable
 from pgtlsproxy.protocol.messages import SSL_REQUEST, Message, MessageReader
+from pgtlsproxy.proxy.keepalive import keep_server_alive
 from pgtlsproxy.proxy.stages import BackendAddress
 from pgtlsproxy.tls.contexts import ALPN_PROTOCOL
 from pgtlsproxy.tls.name_constraints import require_permitted
@@ -134,7 +135,7 @@ async def _connect_socket(address: BackendAddress, backend: Backend) -> socket.s
             await _check_unix_peer(sock, address, backend.requirepeer)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            keep_server_alive(sock, backend)
     except BaseException:
         sock.close()
         raise

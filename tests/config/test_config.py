@@ -259,6 +259,12 @@ CASES = {
     "timeout_neg": (passthrough(connect_timeout="-1"), BM + "connect_timeout"),
     "timeout_unit": (passthrough(connect_timeout="5 parsecs"), BM + "connect_timeout", "min"),
     "timeout_bool": (passthrough(connect_timeout="on"), BM + "connect_timeout"),
+    "keepalive_part": (passthrough(keepalives_idle="1500ms"), BM + "keepalives_idle", "whole seconds"),
+    "keepalive_long": (passthrough(keepalives_interval="1d"), BM + "keepalives_interval", "32767"),
+    "keepalive_count": (passthrough(keepalives_count=128), BM + "keepalives_count", "127"),
+    "keepalive_off": (passthrough(keepalives="off", keepalives_idle="10s"), BM + "keepalives_idle", "no effect"),
+    "user_timeout": (passthrough(tcp_user_timeout=30000), BM + "tcp_user_timeout", "30000ms"),
+    "client_user_timeout": (in_clear(tcp_user_timeout="2d"), "tcp_user_timeout", "out of range"),
     "requirepeer": (passthrough(requirepeer="postgres"), BM + "requirepeer"),
     "pw_both": (certificate(sslpassword="x", sslpassword_file="y"), BM + "sslpassword"),
     "pw_no_key": (passthrough(sslpassword="x"), BM + "sslpassword"),
@@ -445,8 +451,8 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 LATER = {
     "": "max_connections_per_source max_connections_per_user console reuse_port max_handshakes dns_cache",
-    "l": "proxy_protocol_from tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout idle_session_timeout session_lifetime",
-    "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout",
+    "l": "proxy_protocol_from idle_session_timeout session_lifetime",
+    "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol",
 }
 
 

@@ -27,6 +27,7 @@ from pgtlsproxy.proxy.relay_count import HEADER_OCTETS, QUERY
 from pgtlsproxy.proxy.relay_ending import When, Wish
 from pgtlsproxy.proxy.relay_moments import Moments
 from pgtlsproxy.proxy.relay_owed import A_QUERY, ANSWERED, KEPT_OCTETS, Owed, is_one_batch, query_head
+from pgtlsproxy.proxy.relay_patience import Patience
 from pgtlsproxy.proxy.relay_session import (
     Direction,
     RelaySession,
@@ -94,6 +95,7 @@ class RelayLoop:
         self._masks: dict[int, int] = {}
         self._timings: dict[RelaySession, _Timing] = {}
         self._moments = Moments()
+        self._patience = Patience()
         self._bulk = BulkTransfers()
         self._is_sweeping = False
         self._is_stopped = False
@@ -344,6 +346,7 @@ class RelayLoop:
             self._routes.extend([None] * (fd + 1 - len(self._routes)))
         elif known != mask:
             self._epoll.modify(fd, mask)
+            self._patience.note(leg)
         self._masks[fd] = mask
         is_plain = (
             mask == _IN
@@ -364,6 +367,7 @@ class RelayLoop:
         session.stage = Stage.REPORTED
         for direction in (session.from_client, session.from_backend):
             fd = direction.source.fd
+            self._patience.forget(fd)
             if self._directions.pop(fd, None) is not None and self._masks.pop(fd, None) is not None:
                 self._routes[fd] = None
                 with contextlib.suppress(OSError):

@@ -162,6 +162,14 @@ class DeadlineMissed(ProxyError):
     kind = ErrorKind.TIMEOUT
 
 
+class IdleSession(ProxyError):
+    """The client has asked nothing for longer than it may."""
+
+    kind = ErrorKind.TIMEOUT
+    sqlstate = "57P05"
+    reply = "terminating connection due to idle-session timeout"
+
+
 class ShuttingDown(ProxyError):
     """The proxy ends, or what the client came to is gone."""
 

@@ -66,6 +66,11 @@ def listener_conflicts(listener: Listener) -> Iterator[Conflict]:
             ("scram_mock_secret_file", "scram_secrets_file", "auth_query"),
             "would have no effect without scram_secrets_file or auth_query",
         )
+    if listener.expired_sessions == "close" and listener.ssl_ca_file is None:
+        yield Conflict(
+            ("expired_sessions", "ssl_ca_file"),
+            "would have no effect without ssl_ca_file: no client certificate is asked for",
+        )
     if listener.ssl and listener.ssl_ca_file is None:
         for key in ("ssl_crl_file", "ssl_crl_dir"):
             if getattr(listener, key) is not None:

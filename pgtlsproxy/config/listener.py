@@ -41,6 +41,11 @@ ANY_DATABASE: Final = "*"
 """The name in `databases` that stands for all that are not listed, and for physical replication."""
 
 
+SHORTEST_SESSION_SECONDS: Final = 1.0
+LONGEST_SESSION_SECONDS: Final = 366 * 86_400.0
+"""What may end sessions by itself is looked at once a second."""
+
+
 class Database(Model):
     """Where the sessions of a database go on to. Ours, after PgBouncer's."""
 
@@ -117,6 +122,15 @@ class AuthQuery(Model):
         return f'user "{printable(self.user)}"'
 
 
+def _end_of_sessions(seconds: float) -> float:
+    if seconds and not SHORTEST_SESSION_SECONDS <= seconds <= LONGEST_SESSION_SECONDS:
+        raise BadValue(
+            f"{seconds:g} s is out of range: 0 for no end, or from {SHORTEST_SESSION_SECONDS:g} s "
+            f"to {LONGEST_SESSION_SECONDS:g} s"
+        )
+    return seconds
+
+
 class Listener(Model):
     """One listener.
 
@@ -126,8 +140,6 @@ class Listener(Model):
     not_in_this_version: ClassVar[frozenset[str]] = frozenset(
         {
             "proxy_protocol_from",
-            "idle_session_timeout",
-            "session_lifetime",
         }
     )
 
@@ -233,6 +245,16 @@ class Listener(Model):
     revoked_sessions: Annotated[Literal["keep", "close"], BeforeValidator(one_of("keep", "close"))] = "keep"
     """What a reload means for sessions that the new files would not let in: `keep` leaves them, `close` ends
     those whose certificate was revoked, whose CA was taken out, or whom the policy refuses now."""
+
+    expired_sessions: Annotated[Literal["keep", "close"], BeforeValidator(one_of("keep", "close"))] = "keep"
+    """What becomes of sessions whose client's certificate runs out: `keep` leaves them, `close` ends them by
+    then. Ours."""
+
+    idle_session_timeout: Annotated[Seconds, AfterValidator(_end_of_sessions)] = 0.0
+    """Seconds for which a client outside of a transaction may ask nothing; 0 for no end of that."""
+
+    session_lifetime: Annotated[Seconds, AfterValidator(_end_of_sessions)] = 0.0
+    """Seconds after which a session ends when it is idle next; 0 for no end. Not of replication. Ours."""
 
     unix_socket_permissions: Annotated[int, BeforeValidator(parse_file_mode)] = 0o770
     """Mode of Unix sockets, a quoted octal text. PostgreSQL's own default is "0777"."""

@@ -93,8 +93,8 @@ def _in_whole_seconds(seconds: float) -> float:
     if seconds == int(seconds) and seconds <= MAX_KEEPALIVE_SECONDS:
         return seconds
     raise BadValue(
-        f"{seconds:g} s cannot be had: the kernel counts whole seconds, from 1 s to {MAX_KEEPALIVE_SECONDS} s; "
-        "0 stands for the system's own"
+        f"{seconds:g} s cannot be had: the kernel counts whole seconds, from 1 s to {MAX_KEEPALIVE_SECONDS} "
+        "s; 0 stands for the system's own"
     )
 
 

@@ -33,9 +33,7 @@ def keep_server_alive(sock: socket.socket, settings: Backend) -> None:
         OSError: the server is gone already.
     """
     if settings.keepalives:
-        _keep_alive(
-            sock, settings.keepalives_idle, settings.keepalives_interval, settings.keepalives_count
-        )
+        _keep_alive(sock, settings.keepalives_idle, settings.keepalives_interval, settings.keepalives_count)
     _set_user_timeout(sock, settings.tcp_user_timeout)
 
 

@@ -19,6 +19,7 @@ from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.dial import read_message
 from pgtlsproxy.proxy.guessing import Guess
 from pgtlsproxy.proxy.session_attributes import ANY, WrongSessionAttributes, wrong_attributes
+from pgtlsproxy.proxy.session_limits import limits_of
 from pgtlsproxy.proxy.stages import BackendLeg, CancelKey, LoggedIn, Negotiated, Proved, Standing
 from pgtlsproxy.proxy.verifiers import Verifiers
 
@@ -78,6 +79,7 @@ async def log_in(
         backend=negotiated.accepted.listener.backends[grant.backend],
         backend_address=backend.address,
         cancel_key=None if key is None else CancelKey(*key),
+        limits=limits_of(negotiated),
         unread_from_client=challenges.client_reader.take_unread(),
         unread_from_backend=backend.reader.take_unread(),
     )

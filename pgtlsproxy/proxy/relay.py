@@ -16,7 +16,8 @@ from typing import Final
 import trio
 
 from pgtlsproxy.errors import ErrorKind
-from pgtlsproxy.proxy.relay_ending import Ending, When, Wish
+from pgtlsproxy.proxy.relay_ending import NO_LIMITS, Ending, When, Wish
+from pgtlsproxy.proxy.relay_limits import Watched
 from pgtlsproxy.proxy.relay_loop import RelayLoop
 from pgtlsproxy.proxy.relay_session import RelaySession
 from pgtlsproxy.proxy.stages import LoggedIn, SessionEnd
@@ -24,6 +25,14 @@ from pgtlsproxy.tls.raw_tls import raw_leg
 
 STOP_SECONDS: Final = 5.0
 """How long the thread may take to end. It never waits for a peer, so it takes a millisecond."""
+
+LOOK_SECONDS: Final = 1.0
+"""How often sessions are looked at that end by themselves."""
+
+LOOKS_AT_ONCE: Final = 256
+"""How many at once: a look takes a microsecond, and some more where the session is in a transaction."""
+
+LOOK_PAUSE_SECONDS: Final = 0.002
 
 CUT: Final = Ending(ErrorKind.SHUTDOWN, "the session was cut", is_cut=True)
 
@@ -58,6 +67,7 @@ class Relay:
         self._loop = RelayLoop(self._report)
         self._sessions: dict[int, tuple[LoggedIn, RelaySession]] = {}
         """By the identity of the LoggedIn, which lives for as long as it stands here."""
+        self._watched: dict[int, Watched] = {}
         self._failure: BaseException | None = None
         self._has_ended = trio.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -85,6 +95,8 @@ class Relay:
         client, backend = raw_leg(logged_in.client_leg, buffers), raw_leg(logged_in.backend_leg, buffers)
         session = RelaySession(client, backend, buffers.plain, over)
         self._sessions[id(logged_in)] = logged_in, session
+        if logged_in.limits is not NO_LIMITS:
+            self._watched[id(logged_in)] = Watched(session, logged_in.limits)
         traffic = Traffic() if traffic is None else traffic
         is_clean = False
         try:
@@ -95,6 +107,7 @@ class Relay:
             is_clean = session.is_clean
         finally:
             del self._sessions[id(logged_in)]
+            self._watched.pop(id(logged_in), None)
             if session.ending is not None and session.ending.is_cut:
                 self.has_cut = True
             traffic.from_client = session.from_client.octets
@@ -121,6 +134,18 @@ class Relay:
     def carried(self) -> tuple[LoggedIn, ...]:
         """The sessions that are relayed now."""
         return tuple(logged_in for logged_in, _ in self._sessions.values())
+
+    async def look_at_limits(self) -> None:
+        """Have the thread look, once a second, at the sessions that may have to end by themselves.
+
+        A moment of the thread's own that is always due would cost every message a little.
+        """
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            watched = tuple(self._watched.values())
+            for start in range(0, len(watched), LOOKS_AT_ONCE):
+                self._loop.post(partial(self._loop.look_at, watched[start : start + LOOKS_AT_ONCE]))
+                await trio.sleep(LOOK_PAUSE_SECONDS)
 
     def end(self, logged_in: LoggedIn, wish: Wish) -> bool:
         """End a session from outside, when the wish says; `carry` returns the wish's ending for it.
@@ -190,6 +215,7 @@ async def open_relay() -> AsyncIterator[Relay]:
     relay.start()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.watch)
+        nursery.start_soon(relay.look_at_limits)
         try:
             yield relay
         finally:

@@ -22,6 +22,11 @@ class When(enum.Enum):
     """When the backend owes no answer, be it in a transaction."""
     NOW = "now"
 
+    def is_sooner_than(self, other: When) -> bool:
+        """Whether it waits for less."""
+        order = tuple(When)
+        return order.index(self) > order.index(other)
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -53,3 +58,32 @@ class Wish:
     ending: Ending
     when: When
     farewell: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A wish that will be due by itself.
+
+    Args:
+        seconds: behind the login, or for how long the client may ask nothing.
+        wish: the wish.
+    """
+
+    seconds: float
+    wish: Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a session is to end though both sides would go on.
+
+    Args:
+        idle: when its client asks nothing; None for never.
+        ends: by its age, in order.
+    """
+
+    idle: Due | None = None
+    ends: tuple[Due, ...] = ()
+
+
+NO_LIMITS: Final = Limits()

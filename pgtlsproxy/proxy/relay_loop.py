@@ -17,7 +17,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, Final
@@ -25,6 +25,7 @@ from typing import Any, Final
 from pgtlsproxy.proxy.relay_bulk import LARGE_OCTETS, BulkTransfers
 from pgtlsproxy.proxy.relay_count import HEADER_OCTETS, QUERY
 from pgtlsproxy.proxy.relay_ending import When, Wish
+from pgtlsproxy.proxy.relay_limits import Watched
 from pgtlsproxy.proxy.relay_moments import Moments
 from pgtlsproxy.proxy.relay_owed import A_QUERY, ANSWERED, KEPT_OCTETS, Owed, is_one_batch, query_head
 from pgtlsproxy.proxy.relay_patience import Patience
@@ -130,6 +131,13 @@ class RelayLoop:
             if wish.when is When.NOW and session.stage is Stage.LIVE:
                 session.breaks(wish.ending)
             self._settle(session)
+
+    def look_at(self, watched: Sequence[Watched]) -> None:
+        """End those of some sessions whose time is over."""
+        for each in watched:
+            with self._only(each.session):
+                if each.session.stage is Stage.LIVE and (wish := each.due()) is not None:
+                    self.wish(each.session, wish)
 
     def stop(self) -> None:
         """End the thread. Sessions that are left are not reported."""
@@ -299,7 +307,8 @@ class RelayLoop:
 
     def _settle(self, session: RelaySession) -> None:
         """Wait for what the session waits for now, or report that it is over."""
-        if session.stage is Stage.LIVE and session.may_be_ended():
+        wish = session.wish
+        if wish is not None and session.stage is Stage.LIVE and session.may_be_ended(wish.when):
             session.end_as_wished()
         if session.stage is Stage.OVER:
             self._remove(session)

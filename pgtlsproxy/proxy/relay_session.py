@@ -375,13 +375,12 @@ class RelaySession:
 
     # --- When it is told to end -----------------------------------------------------------------------
 
-    def may_be_ended(self) -> bool:
-        """Whether somebody outside wants it to end, and it stands where the wish lets it."""
-        wish = self.wish
-        if wish is None or self.ending is not None or self.client.unsent or self.backend.unsent:
+    def may_be_ended(self, when: When) -> bool:
+        """Whether it goes on, and stands where such a wish lets it end."""
+        if self.ending is not None or self.client.unsent or self.backend.unsent:
             return False
         status = b"" if self.owed.is_terminated else self.owed.status
-        return status == b"I" if wish.when is When.IDLE else status != b""
+        return status == b"I" if when is When.IDLE else status != b""
 
     def end_as_wished(self) -> None:
         """Tell the client, say Terminate to the backend, and end both legs."""

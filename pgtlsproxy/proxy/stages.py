@@ -17,6 +17,7 @@ from pgtlsproxy.policy.access import AccessRequest, Grant
 from pgtlsproxy.protocol.messages import Message, MessageReader
 from pgtlsproxy.protocol.scram.keys import Verifier
 from pgtlsproxy.protocol.startup import StartupMessage
+from pgtlsproxy.proxy.relay_ending import Limits
 from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot, Snapshot
 from pgtlsproxy.tls.stream import Leg
 
@@ -172,6 +173,7 @@ class LoggedIn:
         standing: what a newer configuration holds it against.
         backend: the backend's settings.
         backend_address: where the backend leg is connected to.
+        limits: when it is to end by itself.
         cancel_key: what the backend said a CancelRequest must name; None where it said nothing.
         unread_from_client: bytes that came behind the login and belong to the backend.
         unread_from_backend: bytes that came behind ReadyForQuery and belong to the client.
@@ -184,6 +186,7 @@ class LoggedIn:
     backend: BackendSnapshot
     backend_address: BackendAddress
     cancel_key: CancelKey | None
+    limits: Limits
     unread_from_client: bytes = field(repr=False)
     unread_from_backend: bytes = field(repr=False)
 

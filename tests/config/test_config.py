@@ -262,8 +262,15 @@ CASES = {
     "keepalive_part": (passthrough(keepalives_idle="1500ms"), BM + "keepalives_idle", "whole seconds"),
     "keepalive_long": (passthrough(keepalives_interval="1d"), BM + "keepalives_interval", "32767"),
     "keepalive_count": (passthrough(keepalives_count=128), BM + "keepalives_count", "127"),
-    "keepalive_off": (passthrough(keepalives="off", keepalives_idle="10s"), BM + "keepalives_idle", "no effect"),
+    "keepalive_off": (
+        passthrough(keepalives="off", keepalives_idle="10s"),
+        BM + "keepalives_idle",
+        "no effect",
+    ),
     "user_timeout": (passthrough(tcp_user_timeout=30000), BM + "tcp_user_timeout", "30000ms"),
+    "idle_short": (in_clear(idle_session_timeout="500ms"), "idle_session_timeout", "from 1 s"),
+    "lifetime_long": (in_clear(session_lifetime="1000d"), "session_lifetime", "out of range"),
+    "expired_in_clear": (in_clear(expired_sessions="close"), "expired_sessions", "no effect"),
     "client_user_timeout": (in_clear(tcp_user_timeout="2d"), "tcp_user_timeout", "out of range"),
     "requirepeer": (passthrough(requirepeer="postgres"), BM + "requirepeer"),
     "pw_both": (certificate(sslpassword="x", sslpassword_file="y"), BM + "sslpassword"),
@@ -451,7 +458,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 LATER = {
     "": "max_connections_per_source max_connections_per_user console reuse_port max_handshakes dns_cache",
-    "l": "proxy_protocol_from idle_session_timeout session_lifetime",
+    "l": "proxy_protocol_from",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol",
 }
 

@@ -81,14 +81,18 @@ def settings(kind, **given):
 DEFAULTS = {Listener: [1, 60, 10, 6, 0], Backend: [1, 60, 10, 6, 30_000]}
 
 
-@pytest.mark.parametrize(("kind", "keep_alive"), [(Listener, keep_client_alive), (Backend, keep_server_alive)])
+@pytest.mark.parametrize(
+    ("kind", "keep_alive"), [(Listener, keep_client_alive), (Backend, keep_server_alive)]
+)
 def test_the_kernel_has_the_settings(connected, kind, keep_alive):
     system = options(connected)[1:]
     keep_alive(connected, settings(kind))
     assert options(connected) == DEFAULTS[kind]
     prefix = "tcp_" if kind is Listener else ""
     names = [f"{prefix}keepalives_{name}" for name in ("idle", "interval", "count")]
-    keep_alive(connected, settings(kind, **dict(zip(names, (7.0, 8.0, 9), strict=True)), tcp_user_timeout=1.5))
+    keep_alive(
+        connected, settings(kind, **dict(zip(names, (7.0, 8.0, 9), strict=True)), tcp_user_timeout=1.5)
+    )
     assert options(connected) == [1, 7, 8, 9, 1500]
     with socket.create_connection(connected.getpeername()) as other:
         keep_alive(other, settings(kind, **dict.fromkeys([*names, "tcp_user_timeout"], 0)))

@@ -12,8 +12,16 @@ from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.proxy import dial
 from pgtlsproxy.proxy.stages import BackendAddress
 
-BACKEND = SimpleNamespace(connect_timeout=5.0, sslnegotiation="postgres", sslmode="disable", requirepeer=None, keepalives=True,
-    keepalives_idle=60.0, keepalives_interval=10.0, keepalives_count=6, tcp_user_timeout=30.0,
+BACKEND = SimpleNamespace(
+    connect_timeout=5.0,
+    sslnegotiation="postgres",
+    sslmode="disable",
+    requirepeer=None,
+    keepalives=True,
+    keepalives_idle=60.0,
+    keepalives_interval=10.0,
+    keepalives_count=6,
+    tcp_user_timeout=30.0,
 )
 
 OPENED = []

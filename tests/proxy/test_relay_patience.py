@@ -23,7 +23,7 @@ def user_timeout(leg):
 
 
 async def until(condition):
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - nobody tells when the relay's thread sets an option
         await trio.sleep(0.01)
 
 

@@ -120,8 +120,6 @@ class General(Model):
 
     not_in_this_version: ClassVar[frozenset[str]] = frozenset(
         {
-            "max_connections_per_source",
-            "max_connections_per_user",
             "max_handshakes",
             "console",
             "reuse_port",
@@ -149,6 +147,13 @@ class General(Model):
 
     max_connections: Annotated[int, BeforeValidator(whole_number(1, MAX_CONNECTIONS))] = 1000
     """Sessions at once, over all listeners. postgresql.conf's name."""
+
+    max_connections_per_source: Annotated[int, BeforeValidator(whole_number(0, MAX_CONNECTIONS))] = 0
+    """Sessions at once from an IPv4 address, an IPv6 /64, or a uid at Unix sockets; 0 for no limit. Ours."""
+
+    max_connections_per_user: Annotated[int, BeforeValidator(whole_number(0, MAX_CONNECTIONS))] = 0
+    """Sessions at once of one user at one listener: who was proved, by a certificate's name, an operating
+    system user or a role; 0 for no limit. Ours."""
 
     max_pending: Annotated[int | None, BeforeValidator(whole_number(1, MAX_CONNECTIONS))] = None
     """Connections at once whose client nobody has proved yet; one more, and the oldest goes. None for a

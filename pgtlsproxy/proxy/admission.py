@@ -3,7 +3,8 @@
 Connections whose client nobody has proved yet have a limit of their own, `max_pending`: one more,
 and the oldest of them goes. So a crowd that says nothing, or stalls in its handshake or login, makes
 room for those who come after it. `max_connections` limits sessions: who has said what it wants holds
-one until its end, and who finds none left is told so. Both are limits over all workers.
+one until its end, and who finds none left is told so; so do a source and a user where they have a limit of
+their own. All are limits over all workers, but for unproven connections of a worker that hangs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import trio
 
 from pgtlsproxy.config import Settings
 from pgtlsproxy.errors import DeadlineMissed, Displaced, ShuttingDown, TooManyConnections
+from pgtlsproxy.identity import printable
 from pgtlsproxy.proxy.limits import HARD_LIMIT_MARGIN
-from pgtlsproxy.proxy.shared_table import Count, WorkerSlot
+from pgtlsproxy.proxy.shared_table import Count, Tag, WorkerSlot
 
 
 class Admission:
@@ -89,7 +91,7 @@ class Admission:
 
         Where another worker has it, that one is told to do the same.
         """
-        while self.slot.total(Count.UNPROVEN) > limit:
+        while self.slot.total_unproven() > limit:
             worker = self.slot.holder_of_oldest()
             if worker != self.slot.number:
                 self._displace_at(worker, limit)
@@ -102,6 +104,7 @@ class Admission:
 
     def _publish(self, difference: int) -> None:
         self.slot.add(Count.UNPROVEN, difference)
+        self.slot.beat()
         self.slot.set_oldest(next((seat.since for seat in self._unproven), 0.0))
 
 
@@ -120,6 +123,7 @@ class Seat:
         self._admission = admission
         self._limits = limits
         self._has_session = False
+        self._tags: dict[Tag, int] = {}
         self._is_displaced = False
         self._turned_away = ""
         self._missed = ""
@@ -181,20 +185,60 @@ class Seat:
         """Somebody has proved the client, or it has gone: nobody displaces it any more."""
         self._admission.remove_unproven(self)
 
-    def take_session(self) -> None:
+    def take_session(self, source: str) -> None:
         """Hold one of max_connections until the end.
 
+        Args:
+            source: where the client comes from.
+
         Raises:
-            TooManyConnections: there is none left.
+            TooManyConnections: there is none left, or none for this source.
         """
         # First counted and then judged: of two that take the last one in two workers, none gets a second.
         self._admission.slot.add(Count.SESSIONS, +1)
         self._has_session = True
-        if self._admission.slot.total(Count.SESSIONS) > self._limits.max_connections:
+        limits, slot = self._limits, self._admission.slot
+        has_room = self._hold(Tag.SOURCE, slot.source_tag(source), limits.max_connections_per_source)
+        if slot.total(Count.SESSIONS) > limits.max_connections:
             self._give_back()
-            raise TooManyConnections(f"{self._limits.max_connections} sessions are open (max_connections)")
+            raise TooManyConnections(f"{limits.max_connections} sessions are open (max_connections)")
+        if not has_room:
+            self._give_back()
+            raise TooManyConnections(
+                f"{limits.max_connections_per_source} sessions of {source} are open "
+                "(max_connections_per_source)"
+            )
+
+    def take_user(self, listener: str, identity: str, role: str) -> None:
+        """Note who the client is, now that it is proved: it holds one of that user's sessions until the end.
+
+        Args:
+            listener: where it came; the same name may mean somebody else at another one.
+            identity: who it is.
+            role: the user that it asks for.
+
+        Raises:
+            TooManyConnections: it has as many as it may.
+        """
+        self.proved()
+        limit = self._limits.max_connections_per_user
+        if not self._hold(Tag.USER, self._admission.slot.user_tag(listener, identity), limit):
+            self._give_back()
+            raise TooManyConnections(
+                f'{limit} sessions of "{printable(identity)}" are open (max_connections_per_user)',
+                reply=f'too many connections for role "{printable(role)}"',
+            )
+
+    def _hold(self, kind: Tag, tag: bytes, limit: int) -> bool:
+        """Count the session by a tag. Returns whether not more than so many are; zero is no limit."""
+        slot = self._admission.slot
+        if kind not in self._tags:
+            self._tags[kind] = slot.publish(kind, tag)
+        return not limit or slot.count(kind, tag) <= limit
 
     def _give_back(self) -> None:
+        while self._tags:
+            self._admission.slot.withdraw(*self._tags.popitem())
         if self._has_session:
             self._has_session = False
             self._admission.slot.add(Count.SESSIONS, -1)

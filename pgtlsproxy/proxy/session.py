@@ -25,7 +25,6 @@ from pgtlsproxy.errors import (
     ShuttingDown,
     first_of,
 )
-from pgtlsproxy.identity import Proof
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.proxy.accept import accept
@@ -36,15 +35,15 @@ from pgtlsproxy.proxy.challenges import BackendRefused
 from pgtlsproxy.proxy.client import Client
 from pgtlsproxy.proxy.connect import connect
 from pgtlsproxy.proxy.guessing import Guess
+from pgtlsproxy.proxy.last_word import LastWord
 from pgtlsproxy.proxy.login import log_in
 from pgtlsproxy.proxy.negotiate import CancelRequested, negotiate
-from pgtlsproxy.proxy.prove import prove, require_still_good
+from pgtlsproxy.proxy.prove import prove
 from pgtlsproxy.proxy.relay import Traffic
 from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.session_attributes import WrongSessionAttributes
 from pgtlsproxy.proxy.snapshot import Snapshot
-from pgtlsproxy.proxy.stages import Accepted, LoggedIn, Negotiated, Proved, SessionEnd, Standing
-from pgtlsproxy.proxy.standing import keep_up, standing_of
+from pgtlsproxy.proxy.stages import Accepted, LoggedIn, Negotiated, Proved, SessionEnd
 from pgtlsproxy.proxy.tally import SessionCount
 from pgtlsproxy.proxy.verifiers import Verifiers, verifiers_of
 
@@ -103,16 +102,19 @@ async def _run(
             await client.say_goodbye()
             return
         seat.must_be_over_by(accepted.deadline, "the login was not over in time (authentication_timeout)")
-        seat.take_session()
+        seat.take_session(accepted.source)
         grant = await authorise(negotiated, services.look_ups, log)
         verifiers = verifiers_of(
             accepted.listener, snapshot.generation, services.in_service, services.auth_queries
         )
-        with services.guesses.of(accepted.guesser, grant.user, log) as guess:
+        with services.guesses.of(accepted.source, grant.user, log) as guess:
             proved = await prove(negotiated, grant, client, verifiers, guess)
             if proved is not None:
-                seat.proved()
-            logged_in = await _log_in(negotiated, grant, client, proved, verifiers, guess, services, log)
+                seat.take_user(grant.listener, proved.proof.identity, grant.user)
+            last_word = LastWord(negotiated, grant, proved, verifiers, seat, services)
+            logged_in = await _log_in(
+                negotiated, grant, client, proved, verifiers, guess, last_word, services, log
+            )
     await _relay(logged_in, accepted, services, log, count)
 
 
@@ -123,6 +125,7 @@ async def _log_in(
     proved: Proved | None,
     verifiers: Verifiers | None,
     guess: Guess,
+    last_word: LastWord,
     services: Services,
     log: SessionLog,
 ) -> LoggedIn:
@@ -130,27 +133,15 @@ async def _log_in(
     accepted = negotiated.accepted
     wanted = accepted.listener.backends[grant.backend]
     candidates = Candidates(wanted.settings, services.resolver, services.host_probes.of(wanted))
-    standing = standing_of(negotiated, grant)
-
-    async def admit(proof: Proof, standing: Standing = standing) -> Standing:
-        newest = None  # what is asked takes its time, and there may be a newer one then
-        while newest != services.in_service().generation:
-            newest = services.in_service().generation
-            if proved is not None and verifiers is not None:
-                await require_still_good(proved, grant.user, verifiers)
-            standing = await keep_up(standing, negotiated.leg, proof, services)
-        services.admission.check_open()
-        return standing
-
     while True:
         backend = await connect(negotiated, grant, candidates, log)
         try:
             attrs = candidates.target_session_attrs
             logged_in = await log_in(
-                negotiated, grant, backend, attrs, client, proved, verifiers, guess, admit, log
+                negotiated, grant, backend, attrs, client, proved, verifiers, guess, last_word.admit, log
             )
             # Once more: the client may have taken its time to hear of it.
-            standing = await admit(logged_in.proof, logged_in.standing)
+            standing = await last_word.admit(logged_in.proof)
             return logged_in if standing is logged_in.standing else replace(logged_in, standing=standing)
         except WrongSessionAttributes as error:
             backend.leg.close()

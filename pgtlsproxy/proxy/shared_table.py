@@ -1,8 +1,8 @@
 """What all workers must know of each other at once, in memory that they share and without a lock.
 
 Every worker has a slot that it alone writes and all read: how many connections and sessions it has, how
-many CancelRequests with unknown keys it has seen, and which cancel keys are its sessions'. A limit over
-all workers is a sum over the slots. The supervisor clears the slot of a worker that is dead.
+many CancelRequests with unknown keys it has seen, and its sessions' cancel keys, sources and users. A limit
+over all workers is a sum over the slots. The supervisor clears the slot of a worker that is dead.
 
 A key never stands in it, only a keyed digest of one. So the search need not take constant time: what it
 compares cannot be chosen by whoever does not know the table's secret. The worker that has the session
@@ -44,8 +44,22 @@ class Count(enum.IntEnum):
     """CancelRequests with unknown keys that are under way."""
 
 
-_SERVING, _OLDEST, _WINDOW, _TAGS = range(4, 8)
-"""The other words there."""
+class Tag(enum.IntEnum):
+    """What sessions are known by, each in a list of its own in a slot."""
+
+    KEY = 0
+    """Their cancel key."""
+    SOURCE = 1
+    """Where their client comes from."""
+    USER = 2
+    """Who their client is."""
+
+
+_SERVING, _OLDEST, _WINDOW, _BEAT, _TAGS = range(4, 9)
+"""The other words there; from the last one on, how long each list of tags has become."""
+
+HUNG_SECONDS: Final = 3.0
+"""A worker whose event loop has not turned for so long lets nobody go, and nobody counts on it."""
 
 _WORD: Final = 4
 _WORD_RANGE: Final = 1 << 32
@@ -53,8 +67,9 @@ _COUNTERS: Final = 16
 """The first word behind them."""
 
 _COUNTERS_END: Final = (_COUNTERS + SOURCES) * _WORD
-_SLOT_OCTETS: Final = -(-(_COUNTERS_END + MAX_CONNECTIONS * TAG_OCTETS) // mmap.PAGESIZE) * mmap.PAGESIZE
-"""4 MB, of which the kernel keeps the pages that were written to."""
+_LIST_OCTETS: Final = MAX_CONNECTIONS * TAG_OCTETS
+_SLOT_OCTETS: Final = -(-(_COUNTERS_END + len(Tag) * _LIST_OCTETS) // mmap.PAGESIZE) * mmap.PAGESIZE
+"""12 MB, of which the kernel keeps the pages that were written to."""
 
 
 class SharedTable:
@@ -89,10 +104,17 @@ class SharedTable:
 
     def clear(self, number: int) -> None:
         """Forget a worker that is dead."""
+        for kind in Tag:
+            start, end = self.tags(number, kind)
+            self.octets[start:end] = bytes(end - start)
         start = self.start(number)
-        used = self.words[start // _WORD + _TAGS]
-        end = start + _COUNTERS_END + min(used, MAX_CONNECTIONS) * TAG_OCTETS
-        self.octets[start:end] = bytes(end - start)
+        self.octets[start : start + _COUNTERS_END] = bytes(_COUNTERS_END)
+
+    def tags(self, number: int, kind: Tag) -> tuple[int, int]:
+        """Where a slot's list of tags begins, and where the last one that was ever used ends."""
+        start = self.start(number) + _COUNTERS_END + kind * _LIST_OCTETS
+        used = self.words[self.start(number) // _WORD + _TAGS + kind]
+        return start, start + min(used, MAX_CONNECTIONS) * TAG_OCTETS
 
 
 class WorkerSlot:
@@ -109,7 +131,7 @@ class WorkerSlot:
         self._table = table
         self._secret = secret
         self._base = table.start(number) // _WORD
-        self._free: list[int] = []
+        self._free: dict[Tag, list[int]] = {kind: [] for kind in Tag}
 
     # --- Connections ----------------------------------------------------------------------------------
 
@@ -124,21 +146,33 @@ class WorkerSlot:
         """How many all workers have."""
         return sum(self._table.each(count))
 
+    def beat(self) -> None:
+        """Show that this worker's event loop turns. To be called every second."""
+        self._table.words[self._base + _BEAT] = _milliseconds(time.monotonic())
+
+    def total_unproven(self) -> int:
+        """How many connections nobody has proved yet, but for those of workers that hang.
+
+        A worker that hangs lets none go when it is told to, and nobody else has to in its place.
+        """
+        return sum(count for count, _, _ in self._unproven())
+
+    def _unproven(self) -> Iterator[tuple[int, int, int]]:
+        """By worker that does not hang: how many it has, how old the oldest is in ms, and its number."""
+        now = _milliseconds(time.monotonic())
+        counts, oldest, beats = (self._table.each(word) for word in (Count.UNPROVEN, _OLDEST, _BEAT))
+        for number, (count, since, beat) in enumerate(zip(counts, oldest, beats, strict=True), start=1):
+            is_turning = (now - beat) % _WORD_RANGE <= HUNG_SECONDS * 1000
+            if count and (is_turning or number == self.number):
+                yield count, (now - since) % _WORD_RANGE, number
+
     def set_oldest(self, since: float) -> None:
         """Tell since when the oldest unproven connection of this worker is open, by `time.monotonic()`."""
         self._table.words[self._base + _OLDEST] = _milliseconds(since)
 
     def holder_of_oldest(self) -> int:
         """The number of the worker that has the oldest unproven connection; this one where nobody has any."""
-        now = _milliseconds(time.monotonic())
-        ages = [
-            ((now - oldest) % _WORD_RANGE, number)
-            for number, (count, oldest) in enumerate(
-                zip(self._table.each(Count.UNPROVEN), self._table.each(_OLDEST), strict=True), start=1
-            )
-            if count
-        ]
-        return max(ages)[1] if ages else self.number
+        return max(((age, number) for _, age, number in self._unproven()), default=(0, self.number))[1]
 
     def set_serving(self, *, serving: bool) -> None:
         """Say whether this worker accepts."""
@@ -165,7 +199,7 @@ class WorkerSlot:
             start = (base + _COUNTERS) * _WORD
             table.octets[start : start + SOURCES * _WORD] = bytes(SOURCES * _WORD)
             table.words[base + _WINDOW] = window
-        word = _COUNTERS + int.from_bytes(self._digest(b"source", source.encode())) % SOURCES
+        word = _COUNTERS + int.from_bytes(self.source_tag(source)) % SOURCES
         self._add(word, 1)
         counts = zip(table.each(_WINDOW), table.each(word), strict=True)
         return sum(count for counted_in, count in counts if counted_in == window)
@@ -179,6 +213,42 @@ class WorkerSlot:
         finally:
             self.add(Count.FORWARDING, -1)
 
+    # --- Sources and users ------------------------------------------------------------------------------
+
+    def source_tag(self, source: str) -> bytes:
+        """What stands in the table for where a client comes from."""
+        return self._digest(b"source", source.encode())
+
+    def user_tag(self, listener: str, identity: str) -> bytes:
+        """What stands in the table for who a client is."""
+        return self._digest(b"user", listener.encode(), identity.encode("utf-8", "surrogateescape"))
+
+    def count(self, kind: Tag, tag: bytes) -> int:
+        """How many sessions all workers have with this tag."""
+        return sum(self._count(number, kind, tag) for number in range(1, self._table.slots + 1))
+
+    def publish(self, kind: Tag, tag: bytes) -> int:
+        """Let the other workers know of a session by a tag. Returns what `withdraw` needs.
+
+        Beyond the largest max_connections nothing is told: such a session is unknown to the others.
+        """
+        used, free = self._base + _TAGS + kind, self._free[kind]
+        index = heapq.heappop(free) if free else self._table.words[used]
+        if index < MAX_CONNECTIONS:
+            self._write(kind, index, tag)
+            self._table.words[used] = max(self._table.words[used], index + 1)
+        return index
+
+    def withdraw(self, kind: Tag, index: int) -> None:
+        """Let them know of it no more."""
+        if index < MAX_CONNECTIONS:
+            self._write(kind, index, bytes(TAG_OCTETS))
+            heapq.heappush(self._free[kind], index)
+
+    def _write(self, kind: Tag, index: int, tag: bytes) -> None:
+        start = self._table.tags(self.number, kind)[0] + index * TAG_OCTETS
+        self._table.octets[start : start + TAG_OCTETS] = tag
+
     # --- Cancel keys ----------------------------------------------------------------------------------
 
     def tag(self, listener: str, pid: int, key: bytes) -> bytes:
@@ -187,23 +257,12 @@ class WorkerSlot:
 
     @contextmanager
     def published(self, tag: bytes) -> Iterator[None]:
-        """Tell the other workers of a key while the context lasts.
-
-        Beyond the largest max_connections nothing is told: such a key is unknown to the others.
-        """
-        index = heapq.heappop(self._free) if self._free else self._table.words[self._base + _TAGS]
-        if index >= MAX_CONNECTIONS:
-            yield
-            return
-        start = self._tags_start(self.number) + index * TAG_OCTETS
-        self._table.octets[start : start + TAG_OCTETS] = tag
-        if index == self._table.words[self._base + _TAGS]:
-            self._add(_TAGS, 1)
+        """Tell the other workers of a key while the context lasts."""
+        index = self.publish(Tag.KEY, tag)
         try:
             yield
         finally:
-            self._table.octets[start : start + TAG_OCTETS] = bytes(TAG_OCTETS)
-            heapq.heappush(self._free, index)
+            self.withdraw(Tag.KEY, index)
 
     def holders(self, tag: bytes) -> list[int]:
         """The other workers that have a session with this key; one twice where two of its have."""
@@ -211,21 +270,16 @@ class WorkerSlot:
             number
             for number in range(1, self._table.slots + 1)
             if number != self.number
-            for _ in range(self._count(number, tag))
+            for _ in range(self._count(number, Tag.KEY, tag))
         ]
 
-    def _count(self, number: int, tag: bytes) -> int:
-        start, count = self._tags_start(number), 0
-        used = self._table.words[self._table.start(number) // _WORD + _TAGS]
-        end = start + used * TAG_OCTETS
+    def _count(self, number: int, kind: Tag, tag: bytes) -> int:
+        (start, end), count = self._table.tags(number, kind), 0
         position = self._table.octets.find(tag, start, end)
         while position >= 0:
             count += (position - start) % TAG_OCTETS == 0
             position = self._table.octets.find(tag, position + 1, end)
         return count
-
-    def _tags_start(self, number: int) -> int:
-        return self._table.start(number) + _COUNTERS_END
 
     def _digest(self, *fields: bytes) -> bytes:
         message = b"".join(struct.pack("!I", len(field)) + field for field in fields)

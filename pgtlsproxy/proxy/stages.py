@@ -49,8 +49,8 @@ class Accepted:
     deadline: float
 
     @property
-    def guesser(self) -> str:
-        """Who is counted as one when passwords are guessed: its source, at a Unix socket its uid."""
+    def source(self) -> str:
+        """Who is counted as one: where it comes from, at a Unix socket its uid."""
         return self.address.source if self.os_user is None else f"uid {self.os_user.uid}"
 
 

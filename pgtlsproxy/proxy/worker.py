@@ -142,13 +142,14 @@ class _Worker:
                     in_service=self._snapshot,
                 )
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._flush_folded)
+                    nursery.start_soon(self._tick)
                     nursery.start_soon(mailboxes.run, cancels.take, admission.displace)
                     nursery.start_soon(self._obey, services, nursery)
                 return relay.has_cut
 
-    async def _flush_folded(self) -> None:
+    async def _tick(self) -> None:
         while True:
+            self._slot.beat()
             await trio.sleep(1.0)
             self._folder.flush()
 

@@ -16,6 +16,7 @@ import pytest
 from fixtures import wire
 from fixtures.deployments import config, in_clear, passthrough, with_tls
 from fixtures.fake_backend import lets_everybody_in
+from fixtures.processes import open_descriptors
 from fixtures.waiting import until
 from fixtures.wire import WireClient, another_source
 
@@ -126,6 +127,38 @@ def test_the_oldest_unproven_connection_goes_first_whichever_worker_has_it(start
             client.read_until(b"Z")
         session.send(wire.query("SELECT 1"))
         session.read_until(b"Z")
+
+
+def test_a_worker_that_hangs_keeps_no_younger_connections_from_taking_the_place_of_older_ones(start):
+    pending = 40
+    running = start(max_pending=pending)
+    with ExitStack() as stack:
+        before = {pid: open_descriptors(pid) for pid in running.workers}
+
+        def taken():
+            return {pid: open_descriptors(pid) - before[pid] for pid in before}
+
+        for _ in range(pending):
+            connect(stack, running)
+        until(lambda: sum(taken().values()) == pending)
+        hanging = max(before, key=taken().get)
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            younger = connect(stack, running)
+
+            def is_gone():
+                for _ in range(pending):
+                    connect(stack, running)
+                younger.sock.settimeout(0.5)
+                with contextlib.suppress(TimeoutError):
+                    return younger.sock.recv(1) == b""
+
+            until(is_gone)
+            begin = time.monotonic()
+            assert log_in(stack, running)[1] is not None
+            assert time.monotonic() - begin < wire.PROMPTLY
+        finally:
+            os.kill(hanging, signal.SIGCONT)
 
 
 @pytest.fixture

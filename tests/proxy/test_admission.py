@@ -1,5 +1,6 @@
 """Limits over all workers: none lets one too many in, and the oldest goes whichever worker has it."""
 
+import itertools
 import os
 from types import SimpleNamespace
 
@@ -8,11 +9,13 @@ import trio
 
 from pgtlsproxy.errors import Displaced, ShuttingDown, TooManyConnections
 from pgtlsproxy.identity import Secret
-from pgtlsproxy.proxy import admission
+from pgtlsproxy.proxy import admission, shared_table
 from pgtlsproxy.proxy.admission import Admission
-from pgtlsproxy.proxy.shared_table import Count, SharedTable, WorkerSlot
+from pgtlsproxy.proxy.shared_table import Count, SharedTable, Tag, WorkerSlot
 
-LIMITS = SimpleNamespace(max_connections=3, pending_limit=4)
+LIMITS = SimpleNamespace(
+    max_connections=3, pending_limit=4, max_connections_per_source=0, max_connections_per_user=0
+)
 
 
 @pytest.fixture
@@ -36,9 +39,12 @@ def workers(table):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """`time.monotonic()` of the module, a second later with every look."""
-    moments = iter(range(1000, 10_000))
-    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    """`time.monotonic()` of both modules, 10 ms later with every look."""
+    moments = (1000 + number / 100 for number in itertools.count())
+    clock = SimpleNamespace(monotonic=lambda: next(moments))
+    monkeypatch.setattr(admission, "time", clock)
+    monkeypatch.setattr(shared_table, "time", clock)
+    return clock
 
 
 class Crowd:
@@ -83,9 +89,8 @@ async def test_the_oldest_of_a_lone_worker_go(workers, crowd):
     assert unproven(workers) == 4
 
 
-async def test_the_oldest_go_whichever_worker_has_them(workers, crowd, monkeypatch):
+async def test_the_oldest_go_whichever_worker_has_them(workers, crowd):
     one, two = workers
-    monkeypatch.setattr("pgtlsproxy.proxy.shared_table.time", admission.time)
     await crowd.come(two, 1)
     await crowd.come(one, 1)
     await crowd.come(two, 2)
@@ -109,13 +114,13 @@ def test_sessions_are_limited_over_all_workers_and_one_that_leaves_makes_room(wo
     one, two = workers
     seats = [one.seat(LIMITS), two.seat(LIMITS), two.seat(LIMITS)]
     for seat in seats:
-        seat.take_session()
+        seat.take_session("10.0.0.1")
     late = one.seat(LIMITS)
     with pytest.raises(TooManyConnections, match="max_connections"):
-        late.take_session()
+        late.take_session("10.0.0.2")
     late.leave()
     seats[1].leave()
-    one.seat(LIMITS).take_session()
+    one.seat(LIMITS).take_session("10.0.0.1")
     assert [one.slot.total(count) for count in Count] == [3, 3, 0, 0]
 
 
@@ -150,3 +155,82 @@ def test_a_worker_that_drains_lets_nobody_in(workers):
     two.check_open()
     with pytest.raises(ShuttingDown):
         one.check_open()
+
+
+def limited(**limits):
+    return SimpleNamespace(**vars(LIMITS) | {"max_connections": 100} | limits)
+
+
+def take_of(source):
+    return lambda seat: seat.take_session(source)
+
+
+def take_as(listener, identity, role="app"):
+    return lambda seat: seat.take_user(listener, identity, role)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "one_too_many", "others"),
+    [
+        (
+            "max_connections_per_source",
+            Tag.SOURCE,
+            take_of("10.0.0.1"),
+            [take_of("10.0.0.2"), take_of("uid 5")],
+        ),
+        (
+            "max_connections_per_user",
+            Tag.USER,
+            take_as("main", "CN=alice"),
+            [take_as("main", "CN=bob"), take_as("other", "CN=alice")],
+        ),
+    ],
+)
+def test_one_source_or_user_has_as_many_as_it_may_over_all_workers(workers, key, kind, one_too_many, others):
+    one, two = workers
+    limits = limited(**{key: 3})
+    held = [worker.seat(limits) for worker in (one, two, two)]
+    for seat in held:
+        one_too_many(seat)
+    for worker in workers:
+        late = worker.seat(limits)
+        with pytest.raises(TooManyConnections, match=key) as refused:
+            one_too_many(late)
+        late.leave()
+        for take in others:
+            take(other := worker.seat(limits))
+            other.leave()
+    if kind is Tag.USER:
+        assert refused.value.reply == 'too many connections for role "app"'
+    held[1].leave()
+    again = one.seat(limits)
+    one_too_many(again)
+    for seat in (held[0], held[2], again):
+        seat.leave()
+    assert [one.slot.total(count) for count in Count] == [0, 0, 0, 0]
+
+
+def test_who_is_proved_twice_is_counted_once(workers):
+    limits = limited(max_connections_per_user=1)
+    seat = workers[0].seat(limits)
+    take_as("main", "CN=alice")(seat)
+    take_as("main", "CN=alice")(seat)
+    with pytest.raises(TooManyConnections):
+        take_as("main", "CN=alice")(workers[1].seat(limits))
+
+
+async def test_a_worker_that_hangs_has_nobody_elses_place(workers, crowd, clock, monkeypatch):
+    """What it was told it will do when it goes on."""
+    one, two = workers
+    await crowd.come(two, 4)
+    told = []
+    monkeypatch.setattr(one, "_displace_at", lambda number, _: told.append(number))
+    await crowd.come(one, 2)
+    assert (told, crowd.who_went()) == ([2, 2], [])
+    now = clock.monotonic() + shared_table.HUNG_SECONDS
+    clock.monotonic = lambda: now
+    await crowd.come(one, 5)
+    assert (told, crowd.who_went()) == ([2, 2], [4, 5, 6])
+    two.slot.beat()
+    await crowd.come(one, 1)
+    assert told == [2, 2, 2]

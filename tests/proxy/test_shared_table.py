@@ -10,7 +10,7 @@ import pytest
 
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.proxy import shared_table
-from pgtlsproxy.proxy.shared_table import Count, SharedTable, WorkerSlot
+from pgtlsproxy.proxy.shared_table import Count, SharedTable, Tag, WorkerSlot
 
 SECRET = Secret(b"s" * 32)
 
@@ -33,7 +33,7 @@ def second_worker(table, body):
     program = (
         "import os, sys\n"
         "from pgtlsproxy.identity import Secret\n"
-        "from pgtlsproxy.proxy.shared_table import SharedTable, WorkerSlot\n"
+        "from pgtlsproxy.proxy.shared_table import SharedTable, Tag, WorkerSlot\n"
         "slot = WorkerSlot(SharedTable(3, int(sys.argv[1])), 2, Secret(b's' * 32))\n"
     )
     return subprocess.Popen(
@@ -85,6 +85,7 @@ def test_the_oldest_is_known_also_when_the_clock_starts_over(table, monkeypatch)
     monkeypatch.setattr(time, "monotonic", lambda: over + 5.0)
     assert two.holder_of_oldest() == 2, "nobody has any"
     for slot, since in ((one, over + 3.0), (two, over - 2.0), (three, over + 4.0)):
+        slot.beat()
         slot.add(Count.UNPROVEN, 1)
         slot.set_oldest(since)
     assert one.holder_of_oldest() == 2
@@ -150,6 +151,24 @@ def test_cancels_of_a_source_are_counted_over_workers_and_anew_each_second(table
     assert one.count_unknown("10.0.0.1") == 2
 
 
+def test_sessions_are_counted_by_source_and_user_over_workers(table):
+    one, two, three = slots(table)
+    alice, bob = (one.user_tag("main", name) for name in ("alice", "b\udcffb"))
+    held = [(slot, slot.publish(Tag.USER, alice)) for slot in (one, one, two)]
+    two.publish(Tag.SOURCE, alice)
+    two.publish(Tag.USER, bob)
+    assert [three.count(*tag) for tag in ((Tag.USER, alice), (Tag.USER, bob), (Tag.SOURCE, alice))] == [
+        3,
+        1,
+        1,
+    ]
+    for left, (slot, index) in enumerate(reversed(held)):
+        assert three.count(Tag.USER, alice) == 3 - left
+        slot.withdraw(Tag.USER, index)
+    assert three.count(Tag.USER, alice) == 0
+    assert one.user_tag("main", "alice") != one.user_tag("mainalice", "")
+
+
 def test_those_under_way_are_summed(table):
     one, two, _ = slots(table)
     with one.forwarding() as first, two.forwarding() as second:
@@ -164,6 +183,7 @@ def test_nothing_is_left_of_a_dead_worker_and_all_of_the_others(table):
         "slot.set_serving(serving=True)\n"
         "slot.count_unknown('10.0.0.1')\n"
         "slot.add(0, 3)\n"
+        "for kind in Tag: slot.publish(kind, bytes([kind + 1]) * 16)\n"
         "held = [slot.forwarding(), *(slot.published(bytes([n]) * 16) for n in range(1, 200))]\n"
         "for each in held: each.__enter__()\n"
         "os._exit(9)\n"
@@ -181,6 +201,7 @@ def test_nothing_is_left_of_a_dead_worker_and_all_of_the_others(table):
         )
         assert [one.holders(bytes([n]) * 16) for n in range(1, 200) if n not in {0x31, 0x33}] == [[]] * 197
         assert one.count_unknown("10.0.0.1") == 1
+        assert [one.count(kind, bytes([kind + 1]) * 16) for kind in Tag] == [0, 0, 0]
         with one.forwarding() as under_way:
             assert under_way == 1
         start = table.start(2)

@@ -112,7 +112,7 @@ def _breadth_warnings(snapshot: Snapshot) -> Iterator[Mistake]:
 def _folder_warnings(snapshot: Snapshot) -> list[Mistake]:
     """Where no Unix socket could be made now."""
     from pgtlsproxy.config import UnixAddress
-    from pgtlsproxy.proxy.sockets import folder_warning
+    from pgtlsproxy.proxy.unix_sockets import folder_warning
 
     return [
         Mistake(f"{snapshot.path}: listeners.{name}.listen[{index}]", warning)

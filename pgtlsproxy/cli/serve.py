@@ -31,8 +31,13 @@ def serve(path: str) -> int:
         return 1
     from pgtlsproxy.observability.logs import queued_log
     from pgtlsproxy.proxy.files import read
-    from pgtlsproxy.proxy.supervisor import make_table, supervise
+    from pgtlsproxy.proxy.supervisor import make_table, supervise, take_what_is_given
 
+    try:
+        given = take_what_is_given()
+    except ConfigError as error:
+        print_mistakes(error.mistakes)
+        return 1
     files = read(path, serves=True)
     settings = files.settings
     if settings is None:
@@ -41,7 +46,7 @@ def serve(path: str) -> int:
     table = make_table(settings)
     try:
         with queued_log(settings.log.format, settings.log.level, lock=table.descriptor) as logger:
-            return supervise(files, settings, table, logger)
+            return supervise(files, settings, table, logger, given)
     except ConfigError as error:
         print_mistakes(error.mistakes)
         return 1

@@ -122,7 +122,6 @@ class General(Model):
         {
             "max_handshakes",
             "console",
-            "reuse_port",
             "dns_cache",
         }
     )
@@ -161,6 +160,9 @@ class General(Model):
 
     cancel_rate: Annotated[int, BeforeValidator(whole_number(0, MAX_CANCEL_RATE))] = 10
     """CancelRequests with a key that no session here has, a second and source; 0 for no limit. Ours."""
+
+    reuse_port: bool = False
+    """Whether other instances of the same user that say so, too, may listen on the same addresses. Ours."""
 
     status: Status | None = None
     """Metrics and probes over HTTP; None for none. Ours."""

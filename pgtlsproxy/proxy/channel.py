@@ -135,7 +135,12 @@ class Drain:
     seconds: float | None
 
 
-Order = Welcome | Build | Swap | Serve | Drain
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer `Pong` when the event loop and the relay's thread have both had a turn."""
+
+
+Order = Welcome | Build | Swap | Serve | Drain | Ping
 
 
 # --- What a worker answers ------------------------------------------------------------------------------
@@ -176,8 +181,13 @@ class Serving:
     """The worker accepts."""
 
 
-Answer = Built | Swapped | Serving
-_ANSWERS: Final[dict[str, type[Answer]]] = {kind.__name__: kind for kind in (Built, Swapped, Serving)}
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The worker is alive."""
+
+
+Answer = Built | Swapped | Serving | Pong
+_ANSWERS: Final[dict[str, type[Answer]]] = {kind.__name__: kind for kind in (Built, Swapped, Serving, Pong)}
 
 
 # --- The supervisor's end -------------------------------------------------------------------------------

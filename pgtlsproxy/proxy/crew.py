@@ -128,7 +128,13 @@ class Crew:
     def next_due(self) -> float:
         """`time.monotonic()` when something is to be done by itself: one starts, or must have ended."""
         starts = [seat.due for seat in self._seats if seat.worker is None and not self.is_ending]
-        return min([*starts, *(worker.end_by for worker in self.everybody)], default=math.inf)
+        each = [min(worker.end_by, worker.ping_at) for worker in self.everybody]
+        return min([*starts, *each], default=math.inf)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether all that serve answer."""
+        return not any(worker.hangs for worker in self.everybody)
 
     # --- They come ------------------------------------------------------------------------------------
 
@@ -177,7 +183,7 @@ class Crew:
 
     def serves(self, worker: WorkerProcess) -> None:
         """Note that a worker accepts."""
-        worker.served_since = time.monotonic()
+        worker.serves()
         self.has_served = True
 
     # --- They go --------------------------------------------------------------------------------------
@@ -260,6 +266,16 @@ class Crew:
             if worker.may_serve:
                 worker.end()
             else:
+                worker.kill()
+
+    def ping(self) -> None:
+        """Ask those that serve whether they are alive, and end those by force that do not answer."""
+        for worker in self.everybody:
+            if time.monotonic() < worker.ping_at:
+                continue
+            worker.ping()
+            if worker.hangs:
+                self._logger.error("worker_hangs", worker=worker.number, pid=worker.pid)
                 worker.kill()
 
     def kill_what_does_not_end(self) -> None:

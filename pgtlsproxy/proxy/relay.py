@@ -163,6 +163,12 @@ class Relay:
         self._loop.post(partial(self._loop.wish, found[1], wish))
         return True
 
+    async def take_a_turn(self) -> None:
+        """Wait until the thread has been between two batches of events."""
+        turn = trio.Event()
+        self._loop.post(lambda: self._tell_trio(turn.set))
+        await turn.wait()
+
     # --- The thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:

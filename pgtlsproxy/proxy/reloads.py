@@ -78,6 +78,11 @@ class Reloads:
         self._answers_by = math.inf
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether a reload is."""
+        return self._is_under_way
+
+    @property
     def deadline(self) -> float:
         """`time.monotonic()` when `go_on` has something to do, whether or not anybody answers."""
         if self._is_under_way:

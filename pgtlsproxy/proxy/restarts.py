@@ -28,7 +28,7 @@ def restart_warnings(path: str, old: Settings, new: Settings) -> list[Mistake]:
         ]
     warnings += [
         Mistake(f"{path}: {key}", what)
-        for key in ("log", "workers")
+        for key in ("log", "reuse_port", "workers")
         if getattr(old, key) != getattr(new, key)
     ]
     if _status_address(old) != _status_address(new):

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import grp
 import ipaddress
-import os
 import pwd
 import socket
-import stat
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from pgtlsproxy.config import Settings, TCPAddress, UnixAddress
+from pgtlsproxy.config import Listener, Settings, TCPAddress, UnixAddress
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import ClientAddress, IPAddress, OSUser
-
-BACKLOG: Final = 1024
+from pgtlsproxy.proxy.unix_sockets import BACKLOG, BindError, UnixFiles, listen_unix
 
 REMEMBERED: Final = 4096
 """Addresses whose parsed form is kept, the least recently seen going first."""
@@ -28,41 +23,39 @@ REMEMBERED: Final = 4096
 OVERFLOW_UID_FILE: Final = Path("/proc/sys/kernel/overflowuid")
 
 
-class BindError(Exception):
-    """An address cannot be listened on; says which, why, and what to do."""
-
-
 @dataclass(slots=True)
 class ListeningSocket:
-    """A socket that accepts, with the lock file that a Unix one holds.
+    """A socket that accepts.
 
     Args:
         sock: the socket, non-blocking.
         shown: the address as people write it, with the port that was really taken.
+        files: what a Unix one leaves in the file system; None for one that was passed to us.
+        is_passed: whether it was open before us and stays so behind us, as systemd's are.
     """
 
     sock: socket.socket
     shown: str
-    _paths: list[Path] = field(default_factory=list)
-    _lock: int | None = None
+    files: UnixFiles | None = None
+    is_passed: bool = False
 
     def close(self) -> None:
-        """Stop listening, and remove the files of a Unix socket."""
+        """Stop listening, and remove the files of a Unix socket of ours."""
         self.sock.close()
-        for path in self._paths:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self.files is not None:
+            self.files.remove()
+            self.files = None
 
 
-def listen(path: str, settings: Settings) -> list[tuple[str, ListeningSocket]]:
+def listen(
+    path: str, settings: Settings, passed: Mapping[str, Sequence[ListeningSocket]]
+) -> list[tuple[str, ListeningSocket]]:
     """Listen on every address of the configuration, or on none.
 
     Args:
         path: the configuration file, for messages.
         settings: what it says.
+        passed: by listener, the sockets that take the place of its addresses.
 
     Returns:
         (listener name, socket) pairs.
@@ -73,13 +66,12 @@ def listen(path: str, settings: Settings) -> list[tuple[str, ListeningSocket]]:
     opened: list[tuple[str, ListeningSocket]] = []
     mistakes: list[Mistake] = []
     for name, listener in settings.listeners.items():
+        if name in passed:
+            opened.extend((name, each) for each in passed[name])
+            continue
         for index, address in enumerate(listener.listen):
             try:
-                sockets = (
-                    listen_tcp(address)
-                    if isinstance(address, TCPAddress)
-                    else [listen_unix(address, listener.unix_socket_permissions, listener.unix_socket_group)]
-                )
+                sockets = _listen(address, listener, is_shared=settings.reuse_port)
             except BindError as error:
                 mistakes.append(Mistake(f"{path}: listeners.{name}.listen[{index}]", str(error)))
             else:
@@ -91,10 +83,25 @@ def listen(path: str, settings: Settings) -> list[tuple[str, ListeningSocket]]:
     return opened
 
 
-def listen_tcp(address: TCPAddress) -> list[ListeningSocket]:
+def _listen(
+    address: TCPAddress | UnixAddress, listener: Listener, *, is_shared: bool
+) -> list[ListeningSocket]:
+    if isinstance(address, TCPAddress):
+        return listen_tcp(address, is_shared=is_shared)
+    sock, files = listen_unix(
+        address, listener.unix_socket_permissions, listener.unix_socket_group, is_shared=is_shared
+    )
+    return [ListeningSocket(sock, f"unix:{address.path}", files)]
+
+
+def listen_tcp(address: TCPAddress, *, is_shared: bool) -> list[ListeningSocket]:
     """Listen on a TCP address; `localhost` and `*` are two, one a family.
 
     IPv6 sockets take IPv6 alone, so that an IPv4 rule can never be slipped past by `::ffff:10.1.2.3`.
+
+    Args:
+        address: where.
+        is_shared: whether other processes of the same user that say so may listen there, too.
 
     Raises:
         BindError: the address is taken, or not this machine's.
@@ -106,6 +113,8 @@ def listen_tcp(address: TCPAddress) -> list[ListeningSocket]:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if is_shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((host, port))
@@ -117,125 +126,31 @@ def listen_tcp(address: TCPAddress) -> list[ListeningSocket]:
             for opened in sockets:
                 opened.close()
             raise BindError(
-                f"cannot listen on {_shown(host, port)}: {error.strerror}{_hint(error)}"
+                f"cannot listen on {shown(host, port)}: {error.strerror}{_hint(error, is_shared=is_shared)}"
             ) from None
         port = sock.getsockname()[1]
-        sockets.append(ListeningSocket(sock, _shown(host, port)))
+        sockets.append(ListeningSocket(sock, shown(host, port)))
     return sockets
 
 
-def _shown(host: str, port: int) -> str:
+def shown(host: str, port: int) -> str:
+    """An address as people write it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _hint(error: OSError) -> str:
+def _hint(error: OSError, *, is_shared: bool) -> str:
+    taken = "; another process has it: stop that one or choose another port"
+    if is_shared:
+        taken = (
+            "; another process has it, and shares it with processes of the same user alone, all of them with "
+            "reuse_port: on"
+        )
     hints = {
-        "Address already in use": "; another process has it: stop that one or choose another port",
+        "Address already in use": taken,
         "Permission denied": "; ports below 1024 need CAP_NET_BIND_SERVICE",
         "Cannot assign requested address": "; it is not an address of this machine",
     }
     return hints.get(error.strerror or "", "")
-
-
-def listen_unix(address: UnixAddress, permissions: int, group: str | None) -> ListeningSocket:
-    """Listen on `.s.PGSQL.<port>` in a folder, guarded by a lock file as PostgreSQL's is.
-
-    A socket file that nobody holds the lock of is a leftover and is replaced; a live one is not.
-
-    Raises:
-        BindError: the folder is missing or not writable, or the socket is somebody else's.
-    """
-    path = Path(address.path)
-    lock_path = Path(f"{path}.lock")
-    try:
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise BindError(
-            f"cannot make {lock_path}: {error.strerror}; the folder must exist and be ours"
-        ) from None
-    opened = ListeningSocket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), f"unix:{path}", [], lock)
-    try:
-        _take_lock(lock, lock_path)
-        _refuse_live_socket(path)
-        opened.sock.setblocking(False)
-        _bind_with_permissions(opened.sock, path, permissions, group)
-        opened._paths[:] = [path, lock_path]  # noqa: SLF001 - from here on they are ours to remove
-        opened.sock.listen(BACKLOG)
-    except BindError:
-        opened.close()
-        raise
-    except (OSError, KeyError) as error:
-        opened.close()
-        reason = error.strerror if isinstance(error, OSError) else f"there is no group {group}"
-        raise BindError(f"cannot listen on {path}: {reason}") from None
-    return opened
-
-
-def folder_warning(address: UnixAddress) -> str | None:
-    """Why this process could not listen there as things are; None where the folder will do."""
-    folder = Path(address.path).parent
-    if not folder.is_dir():
-        return (
-            f"there is no folder {folder}: serve cannot listen there unless something makes it first, as "
-            "systemd's RuntimeDirectory= does"
-        )
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        return (
-            f"the folder {folder} is not writable for uid {os.geteuid()}: serve can listen there as another "
-            "user only"
-        )
-    return None
-
-
-def _take_lock(lock: int, path: Path) -> None:
-    holder = os.pread(lock, 32, 0).split(b"\n")[0].decode("ascii", "replace")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BindError(
-            f"{path} is held by another pgtlsproxy (process {holder}): choose another port"
-        ) from None
-    # A PostgreSQL server writes its process id into this file and does not lock it.
-    if holder.isdigit() and int(holder) != os.getpid() and _is_alive(int(holder)):
-        raise BindError(f"{path} belongs to process {holder}, which is alive: choose another port or folder")
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _refuse_live_socket(path: Path) -> None:
-    if not path.exists():
-        return
-    if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise BindError(f"{path} exists and is no socket: remove it or choose another folder")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-        except OSError as error:
-            raise BindError(f"{path} is in use ({error.strerror})") from None
-    raise BindError(f"{path} is in use: a server answers there. Choose another port or folder")
-
-
-def _bind_with_permissions(sock: socket.socket, path: Path, permissions: int, group: str | None) -> None:
-    # Nobody can connect before listen(), so the file may have its final mode in two steps.
-    sock.bind(str(path))
-    if group is not None:
-        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-        os.chown(path, -1, gid)
-    path.chmod(permissions)
 
 
 def client_address(sock: socket.socket) -> ClientAddress:

@@ -23,9 +23,10 @@ from pgtlsproxy.observability.figures import Service
 from pgtlsproxy.proxy.channel import Descriptor, Orders, pack
 from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.shared_table import SharedTable
-from pgtlsproxy.proxy.sockets import BindError, ListeningSocket, listen_tcp
+from pgtlsproxy.proxy.sockets import ListeningSocket, listen_tcp
 from pgtlsproxy.proxy.status_orders import StatusNews, StatusWelcome
 from pgtlsproxy.proxy.tally import Tally
+from pgtlsproxy.proxy.unix_sockets import BindError
 from pgtlsproxy.proxy.worker_process import start_process
 
 RETRY_SECONDS: Final = 1.0
@@ -76,8 +77,11 @@ class StatusProcess:
         self._deaf_since = math.inf
         self.due = math.inf
 
-    def open(self) -> None:
+    def open(self, passed: list[ListeningSocket]) -> None:
         """Listen.
+
+        Args:
+            passed: sockets that take the place of the configuration's address.
 
         Raises:
             ConfigError: the address cannot be listened on.
@@ -85,7 +89,7 @@ class StatusProcess:
         if self._status is None:
             return
         try:
-            self._listening = listen_tcp(self._status.listen)
+            self._listening = passed or listen_tcp(self._status.listen, is_shared=self._settings.reuse_port)
         except BindError as error:
             raise ConfigError([Mistake(f"{self._path}: status.listen", str(error))]) from None
         for opened in self._listening:

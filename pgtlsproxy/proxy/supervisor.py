@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -23,11 +24,13 @@ from pgtlsproxy import __version__
 from pgtlsproxy.config import Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.figures import Service
+from pgtlsproxy.proxy.activation import PassedSocket, assign, passed_sockets
 from pgtlsproxy.proxy.channel import (
     Answer,
     Build,
     Built,
     ChannelEnded,
+    Pong,
     Serve,
     Serving,
     Swap,
@@ -38,6 +41,7 @@ from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.history import History
 from pgtlsproxy.proxy.limits import raise_descriptor_limit
 from pgtlsproxy.proxy.reloads import Reloads
+from pgtlsproxy.proxy.service_manager import Contact, Phase, ServiceManager, contact
 from pgtlsproxy.proxy.shared_table import SharedTable
 from pgtlsproxy.proxy.sockets import ListeningSocket, listen
 from pgtlsproxy.proxy.status_process import StatusProcess
@@ -47,8 +51,34 @@ from pgtlsproxy.proxy.worker_process import WorkerProcess
 _SIGNALS: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What whoever has started us has given us.
+
+    Args:
+        sockets: that listen already.
+        contact: how it is told how we are.
+    """
+
+    sockets: list[PassedSocket]
+    contact: Contact
+
+
+def take_what_is_given() -> Given:
+    """Take it out of the environment, before anything is opened and any process is started.
+
+    Raises:
+        ConfigError: what was passed are no sockets that listen.
+    """
+    return Given(passed_sockets(), contact())
+
+
 def supervise(
-    files: SnapshotFiles, settings: Settings, table: SharedTable, logger: FilteringBoundLogger
+    files: SnapshotFiles,
+    settings: Settings,
+    table: SharedTable,
+    logger: FilteringBoundLogger,
+    given: Given,
 ) -> int:
     """Run the proxy until it is told to end. Returns the exit status.
 
@@ -57,14 +87,16 @@ def supervise(
         settings: what the configuration file says.
         table: made by `make_table`.
         logger: where events go.
+        given: what whoever has started us has given us.
 
     Raises:
-        ConfigError: the configuration cannot be served, or an address cannot be listened on.
+        ConfigError: the configuration cannot be served, an address cannot be listened on, or a socket was
+            passed that is nobody's.
     """
     # Workers inherit both limits. A core dump would hold keys and passwords.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_descriptor_limit(settings, logger)
-    return _Supervisor(files, settings, table, logger).run()
+    return _Supervisor(files, settings, table, logger, given).run()
 
 
 def make_table(settings: Settings) -> SharedTable:
@@ -74,12 +106,18 @@ def make_table(settings: Settings) -> SharedTable:
 
 class _Supervisor:
     def __init__(
-        self, files: SnapshotFiles, settings: Settings, table: SharedTable, logger: FilteringBoundLogger
+        self,
+        files: SnapshotFiles,
+        settings: Settings,
+        table: SharedTable,
+        logger: FilteringBoundLogger,
+        given: Given,
     ) -> None:
         self._path = files.path
         self._settings = settings
         self._logger = logger
         self._history = History(files, settings)
+        self._passed = assign(files.path, settings, given.sockets)
         self._listening: list[tuple[str, ListeningSocket]] = []
         self._is_ready = False
         self._is_stopping = False
@@ -87,10 +125,11 @@ class _Supervisor:
         self._signals: list[int] = []
         self._woken, self._waking = socket.socketpair()
         self._selector = selectors.DefaultSelector()
-        tally = Tally(table.slots, tuple(settings.listeners))
+        self._tally = tally = Tally(table.slots, tuple(settings.listeners))
         self._crew = Crew(settings, table, tally, self._selector, logger)
         self._page = StatusProcess(files, settings, table, tally, logger)
         self._reloads = Reloads(files, self._history, logger, self._crew.replace, self._wake)
+        self._manager = ServiceManager(given.contact, self._describe, logger)
 
     # --- The loop -------------------------------------------------------------------------------------
 
@@ -98,7 +137,7 @@ class _Supervisor:
         """Until told to end, and all workers have."""
         self._take_signals()
         try:
-            self._page.open()
+            self._page.open(self._passed.status)
             while self._crew.everybody or not self._crew.is_ending:
                 for worker in self._crew.start():
                     self._let_build(worker)
@@ -108,7 +147,9 @@ class _Supervisor:
                 self._reloads.go_on([worker for worker in self._crew.seated if worker.may_serve])
                 self._drain_when_due()
                 self._crew.kill_what_does_not_end()
+                self._crew.ping()
                 self._page.tend(self._service(), self._history.newest)
+                self._tell_manager()
         finally:
             self._close()
         self._logger.info("stopped")
@@ -117,6 +158,7 @@ class _Supervisor:
     def _close(self) -> None:
         self._crew.close()
         self._page.close()
+        self._manager.close()
         signal.set_wakeup_fd(-1)
         self._selector.close()
         for _, opened in self._listening:
@@ -139,7 +181,9 @@ class _Supervisor:
     def _wait(self) -> None:
         """Sleep until something happens or is due, and hear the workers."""
         self._crew.watch()
-        until = min(self._crew.next_due, self._reloads.deadline, self._drain_at, self._page.due)
+        until = min(
+            self._crew.next_due, self._reloads.deadline, self._drain_at, self._page.due, self._manager.due
+        )
         timeout = None if until == math.inf else max(until - time.monotonic(), 0)
         for key, events in self._selector.select(timeout):
             if key.data is None:
@@ -157,10 +201,32 @@ class _Supervisor:
                 self._stop(number)
             elif number == signal.SIGHUP and not self._crew.is_ending:
                 self._reloads.ask()
+                self._manager.asked_to_reload()
 
     def _service(self) -> Service:
         serving = sum(worker.served_since is not None for worker in self._crew.seated)
         return Service(self._history.generation, serving, self._is_stopping, self._reloads.last)
+
+    # --- The service manager ----------------------------------------------------------------------------
+
+    def _tell_manager(self) -> None:
+        settings = self._history.settings
+        phase = Phase.SERVING if self._is_ready else Phase.STARTING
+        if self._is_stopping:
+            phase = Phase.STOPPING
+        elif self._is_ready and self._reloads.is_under_way:
+            phase = Phase.RELOADING
+        seconds = settings.drain_delay + settings.drain_timeout
+        self._manager.tend(phase, seconds, is_well=self._crew.is_well)
+
+    def _describe(self) -> str:
+        """What `systemctl status` shows."""
+        service = self._service()
+        sessions = sum(each.active for each in self._tally.figures().values())
+        shown = f"{sessions} sessions, {service.workers} workers, generation {service.generation}"
+        if service.last.is_good:
+            return shown
+        return f"{shown}; the last reload failed, these keep what they had: {', '.join(service.last.failed)}"
 
     # --- What workers say -------------------------------------------------------------------------------
 
@@ -182,6 +248,8 @@ class _Supervisor:
             case Serving():
                 self._crew.serves(worker)
                 self._say_ready()
+            case Pong():
+                worker.is_alive()
 
     def _let_build(self, worker: WorkerProcess) -> None:
         """Let a worker that has nothing yet build what is in service."""
@@ -212,13 +280,15 @@ class _Supervisor:
         """Listen, now that a worker has built what is to be served."""
         for where, what in answer.warnings:
             self._logger.warning("config_warning", warning=f"{where}: {what}")
-        self._listening = listen(self._path, self._settings)
+        for warning in self._passed.warnings:
+            self._logger.warning("config_warning", warning=str(warning))
+        self._listening = listen(self._path, self._settings, self._passed.listeners)
         if os.geteuid() == 0:
             self._logger.warning(
                 "running_as_root", advice="let systemd, the container or setpriv drop privileges"
             )
         for name, opened in self._listening:
-            self._logger.info("listening", listener=name, address=opened.shown)
+            self._logger.info("listening", listener=name, address=opened.shown, is_passed=opened.is_passed)
 
     def _say_ready(self) -> None:
         if not self._is_ready and not self._is_stopping and self._crew.is_complete:

@@ -29,6 +29,8 @@ from pgtlsproxy.proxy.channel import (
     Built,
     ChannelEnded,
     Drain,
+    Ping,
+    Pong,
     Serve,
     Serving,
     Swap,
@@ -172,6 +174,8 @@ class _Worker:
                     self._server = Server(services, self._logger)
                     nursery.start_soon(self._serve, self._server, order, nursery)
                     self._answers.send(Serving())
+                case Ping():
+                    nursery.start_soon(self._pong, services)
                 case Drain(seconds=None) if self._server is not None:
                     self._server.stop(
                         "the worker is replaced, for it could not take the newest configuration"
@@ -181,6 +185,10 @@ class _Worker:
                     self._server.stop("the proxy shuts down")
                     services.admission.turn_away()
                     nursery.start_soon(drain, services.relay, seconds)
+
+    async def _pong(self, services: Services) -> None:
+        await services.relay.take_a_turn()
+        self._answers.send(Pong())
 
     async def _in_thread(self, action: Callable[[], _T]) -> _T:
         """Do what may take long off the event loop, on which sessions are served meanwhile."""

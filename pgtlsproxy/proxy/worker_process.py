@@ -12,11 +12,18 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from pgtlsproxy.proxy.channel import Drain, Order, Orders, Packed, pack
+from pgtlsproxy.proxy.channel import Drain, Order, Orders, Packed, Ping, pack
 from pgtlsproxy.proxy.relay_ending import FAREWELL_SECONDS
 
 END_SECONDS: Final = 10.0
 """How long a worker may take to end that is told to, behind what its sessions may take."""
+
+PING_SECONDS: Final = 5.0
+"""How often a worker that serves is asked whether it is alive."""
+
+MAX_UNANSWERED: Final = 6
+"""After so many times it is taken for hung. Times count, and not seconds: where we were stopped, too, as by
+a container that was paused, it has not had the time."""
 
 _SUPERVISORS_SIGNALS: Final = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM}
 
@@ -31,6 +38,7 @@ class WorkerProcess:
         may_serve: whether it was told to accept.
         served_since: `time.monotonic()` when it said that it does; None before.
         end_by: `time.monotonic()` until which it must have ended; infinite while nobody has told it to.
+        ping_at: `time.monotonic()` when it is to be asked whether it is alive; infinite before it serves.
 
     Raises:
         OSError: the system grants no more processes or descriptors.
@@ -41,6 +49,8 @@ class WorkerProcess:
         self.may_serve = False
         self.served_since: float | None = None
         self.end_by = math.inf
+        self.ping_at = math.inf
+        self._unanswered = 0
         self._is_ending = False
         ours, theirs = socket.socketpair()
         with theirs:
@@ -65,6 +75,27 @@ class WorkerProcess:
         """Its exit status, or minus the signal that ended it; None while it lives."""
         return self._process.poll()
 
+    def serves(self) -> None:
+        """Note that it accepts, and is expected to answer from now on."""
+        self.served_since = time.monotonic()
+        self.ping_at = self.served_since + PING_SECONDS
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it has not answered for too long."""
+        return self._unanswered >= MAX_UNANSWERED
+
+    def ping(self) -> None:
+        """Ask whether it is alive, unless it owes an answer."""
+        self.ping_at = time.monotonic() + PING_SECONDS
+        if self._unanswered == 0:
+            self.send(Ping())
+        self._unanswered += 1
+
+    def is_alive(self) -> None:
+        """Note that it has answered."""
+        self._unanswered = 0
+
     def drain(self, seconds: float) -> None:
         """Tell it to end its sessions, and then itself.
 
@@ -78,6 +109,7 @@ class WorkerProcess:
         """Tell it to end at once, if nobody has."""
         if not self._is_ending:
             self._is_ending = True
+            self.ping_at = math.inf  # it would not hear
             self.end_by = time.monotonic() + END_SECONDS
             self.orders.end()
 

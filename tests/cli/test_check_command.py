@@ -35,7 +35,7 @@ from fixtures.scram_secrets import secrets_file
 from pgtlsproxy import pki
 from pgtlsproxy.cli import main
 from pgtlsproxy.config import UnixAddress
-from pgtlsproxy.proxy.sockets import folder_warning
+from pgtlsproxy.proxy.unix_sockets import folder_warning
 
 ROOT = Path(__file__).parents[2]
 HBA = {"pg_hba.conf": "host all all all scram-sha-256\n"}

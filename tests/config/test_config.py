@@ -457,7 +457,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 
 LATER = {
-    "": "console reuse_port max_handshakes dns_cache",
+    "": "console max_handshakes dns_cache",
     "l": "proxy_protocol_from",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol",
 }

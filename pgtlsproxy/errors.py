@@ -70,6 +70,12 @@ class ProtocolViolation(ProxyError):
     reply = "protocol violation"
 
 
+class ProxyHeaderRefused(ProxyError):
+    """Where a PROXY header must come, something else did; no client speaks there, and nothing is said."""
+
+    kind = ErrorKind.CLIENT_PROTOCOL
+
+
 class ClientGone(ProxyError):
     """The client closed before it was let in, as pg_isready and port scanners do. Not a fault."""
 

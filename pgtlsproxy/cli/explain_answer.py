@@ -127,6 +127,8 @@ def _explanation(
         if certificate is not None and settings.ssl and settings.ssl_ca_file is not None:
             shown = _vouched_for(files, rules.listener, settings, certificate)
         asked = question(client, rules, settings, shown)
+        if (unheard := _unheard(asked.request, settings)) is not None:
+            return unheard
         facts = Facts()
         while isinstance(found := explain(rules, asked.request, facts, asked.left_open), Needs):
             facts = _with_fact(found.fact, facts, asked.request, files, rules, connect=connect)
@@ -135,6 +137,18 @@ def _explanation(
     except ClientCertificateRefused as error:
         return Explanation(allowed=False, reason=error.reason, decided_by=DecidedBy.PROOF)
     return found
+
+
+def _unheard(request: AccessRequest, listener: Listener) -> Explanation | None:
+    """The refusal of whoever comes from where a PROXY header must come, and that no header may name."""
+    ip = request.address.ip
+    if ip is None or not ip.is_loopback or not any(ip in network for network in listener.proxy_protocol_from):
+        return None
+    reason = (
+        f"{ip} is in proxy_protocol_from: a load balancer there has to say in a PROXY header where its "
+        "client comes from, and no header may name a loopback address"
+    )
+    return Explanation(allowed=False, reason=reason, decided_by=DecidedBy.PROXY_PROTOCOL_FROM)
 
 
 def _vouched_for(files: SnapshotFiles, name: str, listener: Listener, path: str) -> Certificate:

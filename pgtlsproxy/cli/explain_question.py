@@ -21,7 +21,7 @@ from pgtlsproxy.identity import (
     encode_name,
     printable,
 )
-from pgtlsproxy.policy.access import Rules
+from pgtlsproxy.policy.access import DecidedBy, Rules
 from pgtlsproxy.policy.explanation import Open
 from pgtlsproxy.policy.request import AccessRequest
 from pgtlsproxy.policy.rule import Replication
@@ -164,6 +164,8 @@ def _check_reach(address: ClientAddress, name: str, listener: Listener) -> None:
         if not listener.has_unix:
             raise Unanswerable(f"listener {name} has no Unix socket: nobody comes to it that way")
         return
+    if listener.proxy_protocol_from:
+        return  # a load balancer may bring clients from everywhere
     hosts = [host for each in listener.listen if isinstance(each, TCPAddress) for host in each.hosts]
     if all(ip_address(host).version != address.ip.version for host in hosts):
         raise Unanswerable(
@@ -316,6 +318,8 @@ def _client(event: Mapping[str, Any]) -> Client:
     if user is None:
         reason = _text(event, "reason") or "the event names no user"
         raise Unanswerable(f"the session ended before a policy was asked about it: {printable(reason)}")
+    if event.get("decided_by") == DecidedBy.PROXY_PROTOCOL_FROM:
+        raise Unanswerable("its PROXY header named no client, so no policy was asked about one")
     address = _text(event, "client_addr") or ""
     issuer_key = _text(event, "cert_issuer_key")
     uid = event.get("os_uid")

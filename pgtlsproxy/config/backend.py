@@ -116,6 +116,15 @@ def _name_template(value: object) -> str | None:
     return value
 
 
+def _proxy_protocol(value: object) -> object:
+    """`off`, or a version."""
+    if value is None or value is False:
+        return None
+    if isinstance(value, str) and value in {"v1", "v2"}:
+        return value
+    raise BadValue(f"found {found(value)}, expected off, v1 or v2: the one that the backend expects")
+
+
 class HostProbe(Model):
     """As whom hosts are asked what they are, before sessions are led to them. Ours."""
 
@@ -152,7 +161,6 @@ class Backend(Model):
             "sslcert_issuer",
             "sslkey_issuer",
             "sslcert_lifetime",
-            "proxy_protocol",
             "shared_client_ca",
         }
     )
@@ -285,6 +293,10 @@ class Backend(Model):
 
     application_name_add: Annotated[str | None, BeforeValidator(_name_template)] = None
     """A text appended to application_name; knows `{addr} {port} {name} {session}`. None for off."""
+
+    proxy_protocol: Annotated[Literal["v1", "v2"] | None, BeforeValidator(_proxy_protocol)] = None
+    """Which version of the PROXY protocol tells the backend, ahead of all else, where the client comes from.
+    None for off. Ours."""
 
     @cached_property
     def hosts(self) -> tuple[Host, ...]:

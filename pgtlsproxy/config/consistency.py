@@ -71,6 +71,8 @@ def listener_conflicts(listener: Listener) -> Iterator[Conflict]:
             ("expired_sessions", "ssl_ca_file"),
             "would have no effect without ssl_ca_file: no client certificate is asked for",
         )
+    if listener.proxy_protocol_from and not listener.has_tcp:
+        yield Conflict(("proxy_protocol_from", "listen"), "would have no effect: Unix sockets take no header")
     if listener.ssl and listener.ssl_ca_file is None:
         for key in ("ssl_crl_file", "ssl_crl_dir"):
             if getattr(listener, key) is not None:
@@ -376,12 +378,17 @@ def _overlap(one: TCPAddress | UnixAddress, other: TCPAddress | UnixAddress) -> 
 
 def listener_warnings(listener: Listener) -> Iterator[tuple[str, str]]:
     """What works at a listener and deserves a look: (key, what) pairs."""
+    if any(network.prefixlen == 0 for network in listener.proxy_protocol_from):
+        advice = "may say that it is anybody; list the load balancers alone"
+        yield "proxy_protocol_from", f"lists all addresses: whoever can connect {advice}"
     if listener.ssl or listener.plaintext_from:
         return
     beyond = [
         str(address)
         for address in listener.listen
-        if not (isinstance(address, UnixAddress) or address.is_loopback)
+        if not (
+            isinstance(address, UnixAddress) or (address.is_loopback and not listener.proxy_protocol_from)
+        )
     ]
     if beyond:
         yield (

@@ -137,12 +137,6 @@ class Listener(Model):
     Every `ssl_*` setting means what postgresql.conf means by it (PostgreSQL manual, 20.3.3 SSL).
     """
 
-    not_in_this_version: ClassVar[frozenset[str]] = frozenset(
-        {
-            "proxy_protocol_from",
-        }
-    )
-
     listen: Annotated[tuple[_ListenAddress, ...], FilledCommaList]
     """Where clients come: `host:port`, `[v6]:port`, `unix:/folder[:port]`; port 0 lets the system choose."""
 
@@ -241,6 +235,11 @@ class Listener(Model):
 
     tcp_user_timeout: UserTimeout = 0.0
     """Seconds for which what was sent to a client may be unacknowledged."""
+    proxy_protocol_from: Annotated[
+        tuple[Annotated[Network, BeforeValidator(parse_network)], ...], CommaList
+    ] = ()
+    """Networks of load balancers, whose connections must begin with a PROXY header that says where the client
+    comes from. From elsewhere none is taken. Ours."""
 
     revoked_sessions: Annotated[Literal["keep", "close"], BeforeValidator(one_of("keep", "close"))] = "keep"
     """What a reload means for sessions that the new files would not let in: `keep` leaves them, `close` ends

@@ -25,7 +25,8 @@ from pgtlsproxy.observability.console import ConsoleLines
 from pgtlsproxy.observability.stream import QueuedStream
 
 SESSION_FIELDS: Final = (
-    "session", "generation", "listener", "client_addr", "client_port", "os_user", "os_uid", "os_pid",
+    "session", "generation", "listener", "client_addr", "client_port", "via_addr",
+    "os_user", "os_uid", "os_pid",
     "user", "database", "replication", "application_name",
     "tls_version", "tls_cipher", "tls_error", "sni",
     "cert_cn", "cert_dn", "cert_issuer", "cert_issuer_key", "cert_serial", "cert_sha256", "cert_not_after",

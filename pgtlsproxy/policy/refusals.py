@@ -15,6 +15,7 @@ class DecidedBy(enum.StrEnum):
 
     HBA = "hba"
     IDENT = "ident"
+    PROXY_PROTOCOL_FROM = "proxy_protocol_from"
     PLAINTEXT_FROM = "plaintext_from"
     RESERVED_USERS = "reserved_users"
     PROOF = "proof"

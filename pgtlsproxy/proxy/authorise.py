@@ -20,11 +20,12 @@ from pgtlsproxy.policy.access import (
 )
 from pgtlsproxy.policy.hba import Replication
 from pgtlsproxy.policy.records import LineRef
+from pgtlsproxy.policy.replies import no_entry
 from pgtlsproxy.proxy.backend_roles import BackendRoles
 from pgtlsproxy.proxy.client_hosts import ClientHosts
 from pgtlsproxy.proxy.interfaces import own_interfaces
 from pgtlsproxy.proxy.snapshot import ListenerSnapshot
-from pgtlsproxy.proxy.stages import Negotiated
+from pgtlsproxy.proxy.stages import Accepted, Negotiated
 
 INTERFACE_LISTINGS: Final = 8
 """Listings of this host's interfaces under way at once."""
@@ -56,6 +57,7 @@ async def authorise(negotiated: Negotiated, look_ups: LookUps, log: SessionLog) 
     accepted = negotiated.accepted
     request = request_of(negotiated)
     try:
+        _require_address(accepted, request)
         grant = await judge(accepted.listener, request, look_ups)
     except AccessRefused as refusal:
         log.note(method=refusal.method, decided_by=refusal.decided_by)
@@ -67,6 +69,17 @@ async def authorise(negotiated: Negotiated, look_ups: LookUps, log: SessionLog) 
     log.note(backend=grant.backend, backend_database=grant.backend_database)
     _note_lines(log, grant.hba, grant.ident)
     return grant
+
+
+def _require_address(accepted: Accepted, request: AccessRequest) -> None:
+    """Refuse whoever comes from nowhere: the load balancer's own address says nothing of who it is."""
+    if accepted.header is not None and accepted.header.ends is None:
+        raise AccessRefused(
+            f"the PROXY header of {accepted.via} names no client ({accepted.header.says}): a load balancer "
+            "may look whether the proxy is there, and starts no session of its own",
+            reply=no_entry(request),
+            decided_by=DecidedBy.PROXY_PROTOCOL_FROM,
+        )
 
 
 def request_of(negotiated: Negotiated) -> AccessRequest:

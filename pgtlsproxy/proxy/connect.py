@@ -12,14 +12,16 @@ from typing import Final
 import trio
 
 from pgtlsproxy.config import Backend
-from pgtlsproxy.errors import BackendUnavailable
+from pgtlsproxy.errors import BackendUnavailable, ClientGone
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.policy.access import Grant
 from pgtlsproxy.protocol.messages import backend_reader, parse_error_response
+from pgtlsproxy.protocol.proxy_header import ProxyProtocol, encode
 from pgtlsproxy.protocol.startup import MAX_NAME_OCTETS, StartupMessage, encode_startup
 from pgtlsproxy.proxy.candidates import Candidates
 from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, read_message, send_startup
-from pgtlsproxy.proxy.stages import BackendAddress, BackendLeg, Negotiated
+from pgtlsproxy.proxy.sockets import client_ends
+from pgtlsproxy.proxy.stages import Accepted, BackendAddress, BackendLeg, Negotiated
 from pgtlsproxy.tls.stream import Leg, TLSLeg
 
 CANNOT_CONNECT_NOW: Final = "57P03"
@@ -45,11 +47,12 @@ async def connect(
     backend = negotiated.accepted.listener.backends[grant.backend]
     context = await backend.context_for(grant.user)
     startup = _startup_for(negotiated, grant, backend.settings)
+    header = _header_for(negotiated.accepted, backend.settings)
     while (address := await candidates.next()) is not None:
         timeout = backend.settings.connect_timeout or math.inf
         deadline = trio.current_time() + timeout
         try:
-            leg = await dial(address, backend.settings, context)
+            leg = await dial(address, backend.settings, context, header)
         except BackendUnavailable as error:
             candidates.failed(error, address)
             continue
@@ -82,6 +85,21 @@ def _note(log: SessionLog, backend: BackendLeg) -> None:
         backend_local_port=local[1] if isinstance(local, tuple) else None,
         backend_tls_version=backend.leg.version if isinstance(backend.leg, TLSLeg) else None,
     )
+
+
+def _header_for(accepted: Accepted, backend: Backend) -> bytes | None:
+    """The PROXY header that says where a client comes from and where it connected to; None for none.
+
+    Raises:
+        ClientGone: it has left already.
+    """
+    if backend.proxy_protocol is None:
+        return None
+    try:
+        ends = client_ends(accepted.sock) if accepted.header is None else accepted.header.ends
+    except OSError as error:
+        raise ClientGone(f"the client was gone before its backend was dialled: {error.strerror}") from None
+    return encode(ProxyProtocol(backend.proxy_protocol), ends)
 
 
 def _startup_for(negotiated: Negotiated, grant: Grant, backend: Backend) -> bytes:

@@ -22,6 +22,7 @@ from pgtlsproxy.config import Backend
 from pgtlsproxy.errors import BackendTLSFailed, BackendUnavailable
 from pgtlsproxy.identity import printable
 from pgtlsproxy.protocol.messages import SSL_REQUEST, Message, MessageReader
+from pgtlsproxy.protocol.proxy_header import ProxyProtocol, encode
 from pgtlsproxy.proxy.keepalive import keep_server_alive
 from pgtlsproxy.proxy.stages import BackendAddress
 from pgtlsproxy.tls.contexts import ALPN_PROTOCOL
@@ -67,13 +68,17 @@ def _own_certificate_refused(alert: LegLost) -> OwnCertificateRefused:
     return OwnCertificateRefused(f"the backend refuses the proxy's own certificate: {alert}")
 
 
-async def dial(address: BackendAddress, backend: Backend, context: SSL.Context | None) -> Leg:
+async def dial(
+    address: BackendAddress, backend: Backend, context: SSL.Context | None, header: bytes | None = None
+) -> Leg:
     """Connect to an address and make it prove itself, within connect_timeout.
 
     Args:
         address: where.
         backend: what the configuration asks of it.
         context: the TLS context; None for a Unix socket or `sslmode: disable`.
+        header: the PROXY header that says for which client, where the backend wants one; None for a
+            connection of the proxy's own.
 
     Raises:
         BackendUnavailable: it cannot be reached in time.
@@ -83,11 +88,13 @@ async def dial(address: BackendAddress, backend: Backend, context: SSL.Context |
     with trio.move_on_after(backend.connect_timeout or float("inf")):
         sock = await _connect(address, backend)
         try:
+            if backend.proxy_protocol is not None:
+                await _introduce(sock, address, header or encode(ProxyProtocol(backend.proxy_protocol), None))
             if context is None or address.ip is None:
                 return ClearLeg(sock)
             if backend.sslnegotiation != "direct":
                 missing = "it accepted the connection, but did not answer SSLRequest; is it PostgreSQL?"
-                if not await _ask_for_tls(sock, address, backend.sslmode):
+                if not await _ask_for_tls(sock, address, backend):
                     return ClearLeg(sock)
             missing = "its TLS handshake was not over"
             return await _encrypt(sock, address, backend, context)
@@ -142,6 +149,14 @@ async def _connect_socket(address: BackendAddress, backend: Backend) -> socket.s
     return sock
 
 
+async def _introduce(sock: socket.socket, address: BackendAddress, header: bytes) -> None:
+    """Send the PROXY header, before TLS and before anything of PostgreSQL's."""
+    try:
+        await ClearLeg(sock).send(header)
+    except LegLost as error:
+        raise BackendUnavailable(f"{address}: lost behind the PROXY header: {error}") from None
+
+
 async def _check_unix_peer(sock: socket.socket, address: BackendAddress, requirepeer: str | None) -> None:
     """A Unix socket has no certificate: its owner or its folder vouches for it, before a byte is sent."""
     uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
@@ -183,7 +198,7 @@ async def _encrypt(
     except LegLost as error:
         if is_about_own_certificate(error):
             raise _own_certificate_refused(error).at(address, backend) from None
-        raise BackendTLSFailed(f"{address}: {error}") from None
+        raise BackendTLSFailed(f"{address}: {error}{_header_question(backend)}") from None
     _check_tls(leg, address, backend, is_direct=backend.sslnegotiation == "direct")
     return leg
 
@@ -199,17 +214,19 @@ def _sends_sni(address: BackendAddress, backend: Backend) -> bool:
     return backend.sslsni and bool(address.host) and not is_ip_address(address.host)
 
 
-async def _ask_for_tls(sock: socket.socket, address: BackendAddress, sslmode: str) -> bool:
+async def _ask_for_tls(sock: socket.socket, address: BackendAddress, backend: Backend) -> bool:
     """Send SSLRequest, read the one byte of its answer, and leave the rest in the kernel."""
     leg = ClearLeg(sock)
     try:
         await leg.send(SSL_REQUEST)
         answer = await leg.receive(1)
     except LegLost as error:
-        raise BackendTLSFailed(f"{address}: lost after SSLRequest: {error}") from None
+        raise BackendTLSFailed(
+            f"{address}: lost after SSLRequest: {error}{_header_question(backend)}"
+        ) from None
     if answer == b"S":
         return True
-    if answer == b"N" and sslmode == TLS_IF_OFFERED:
+    if answer == b"N" and backend.sslmode == TLS_IF_OFFERED:
         return False
     said = {
         b"N": "the server does not support TLS",
@@ -218,8 +235,14 @@ async def _ask_for_tls(sock: socket.socket, address: BackendAddress, sslmode: st
     }
     raise BackendTLSFailed(
         f"{address}: {said.get(answer, f'unexpected answer {printable(answer)}')} after SSLRequest"
-        f"{'' if answer in said else '; is it PostgreSQL?'}"
+        f"{'' if answer in said else '; is it PostgreSQL?'}{_header_question(backend)}"
     )
+
+
+def _header_question(backend: Backend) -> str:
+    if backend.proxy_protocol is None:
+        return ""
+    return f"; does it expect a PROXY header (proxy_protocol: {backend.proxy_protocol})?"
 
 
 def _check_tls(leg: TLSLeg, address: BackendAddress, backend: Backend, *, is_direct: bool) -> None:

@@ -14,6 +14,7 @@ from pgtlsproxy.errors import (
 )
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.protocol.client import TLS_HANDSHAKE, Action, ClientNegotiation
+from pgtlsproxy.protocol.proxy_header import begins_header
 from pgtlsproxy.protocol.startup import (
     CancelRequest,
     InvalidLength,
@@ -85,7 +86,7 @@ async def _read_startup(
                 "received direct SSL connection request without ALPN protocol negotiation extension"
             )
     while True:
-        packet = await _read_packet(client)
+        packet = await _read_packet(accepted, client)
         match negotiation.receive(packet):
             case Action.START_TLS:
                 await client.send(b"S")
@@ -99,13 +100,19 @@ async def _read_startup(
                 return packet
 
 
-async def _read_packet(client: Client) -> Packet:
+async def _read_packet(accepted: Accepted, client: Client) -> Packet:
     word = await client.read_exactly(LENGTH_OCTETS)
     if not word:
         raise ClientGone("the client closed before its StartupMessage")
     if len(word) < LENGTH_OCTETS:
         raise InvalidLength("incomplete startup packet")
-    length = packet_length(word) - LENGTH_OCTETS
+    try:
+        length = packet_length(word) - LENGTH_OCTETS
+    except InvalidLength:
+        if not begins_header(word):
+            raise
+        listed = "which proxy_protocol_from does not list" if accepted.via is None else "behind another one"
+        raise InvalidLength(f"a PROXY header from {accepted.via or accepted.address}, {listed}") from None
     payload = await client.read_exactly(length)
     if len(payload) < length:
         raise InvalidLength("incomplete startup packet")

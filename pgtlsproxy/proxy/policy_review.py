@@ -50,6 +50,8 @@ def _door(listener: Listener) -> Door:
         ip_address(host) for each in listener.listen if isinstance(each, TCPAddress) for host in each.hosts
     }
     versions = frozenset(host.version for host in hosts)
+    if versions and listener.proxy_protocol_from:
+        versions = frozenset({4, 6})  # a load balancer may bring both, whichever it speaks itself
     local = {host.version for host in hosts if host.is_loopback or host.is_unspecified}
     return Door(
         unix=listener.has_unix,

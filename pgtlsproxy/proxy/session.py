@@ -27,7 +27,7 @@ from pgtlsproxy.errors import (
 )
 from pgtlsproxy.observability.logs import SessionLog
 from pgtlsproxy.policy.access import Grant
-from pgtlsproxy.proxy.accept import accept
+from pgtlsproxy.proxy.accept import accept, introduced
 from pgtlsproxy.proxy.admission import Seat
 from pgtlsproxy.proxy.authorise import authorise
 from pgtlsproxy.proxy.candidates import Candidates
@@ -93,8 +93,8 @@ async def _run(
         if listener not in snapshot.listeners:
             raise ShuttingDown(f"listener {listener} is no longer in the configuration")
         accepted = await accept(session, client, listener, snapshot, log)
-        deadline = min(accepted.startup_deadline, accepted.deadline)
-        seat.must_be_over_by(deadline, "no StartupMessage came in time (startup_timeout)")
+        accepted = await introduced(accepted, client, seat, log)
+        seat.must_be_over_by(accepted.startup_deadline, "no StartupMessage came in time (startup_timeout)")
         negotiated = await negotiate(accepted, client, log)
         if isinstance(negotiated, CancelRequested):
             seat.must_be_over_by(math.inf, "")  # what follows has its own

@@ -15,6 +15,7 @@ from typing import Final
 from pgtlsproxy.config import Listener, Settings, TCPAddress, UnixAddress
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import ClientAddress, IPAddress, OSUser
+from pgtlsproxy.protocol.proxy_header import Endpoint, Ends
 from pgtlsproxy.proxy.unix_sockets import BACKLOG, BindError, UnixFiles, listen_unix
 
 REMEMBERED: Final = 4096
@@ -167,6 +168,18 @@ def client_address(sock: socket.socket) -> ClientAddress:
     peer, local = sock.getpeername(), sock.getsockname()
     (ip, is_loopback), (_, is_own_loopback) = _plain_ip(peer[0]), _plain_ip(local[0])
     return ClientAddress(ip, peer[1], is_local=is_loopback and is_own_loopback)
+
+
+def client_ends(sock: socket.socket) -> Ends | None:
+    """Both ends of a client's connection; None at a Unix socket.
+
+    Raises:
+        OSError: the client is gone already.
+    """
+    if sock.family == socket.AF_UNIX:
+        return None
+    peer, local = sock.getpeername(), sock.getsockname()
+    return Ends(Endpoint(_plain_ip(peer[0])[0], peer[1]), Endpoint(_plain_ip(local[0])[0], local[1]))
 
 
 @lru_cache(maxsize=REMEMBERED)  # 15 µs a session, and most clients come again

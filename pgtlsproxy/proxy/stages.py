@@ -15,6 +15,7 @@ from cryptography import x509
 from pgtlsproxy.identity import Certificate, ClientAddress, OSUser, Proof, Secret
 from pgtlsproxy.policy.access import AccessRequest, Grant
 from pgtlsproxy.protocol.messages import Message, MessageReader
+from pgtlsproxy.protocol.proxy_header import ProxyHeader
 from pgtlsproxy.protocol.scram.keys import Verifier
 from pgtlsproxy.protocol.startup import StartupMessage
 from pgtlsproxy.proxy.relay_ending import Limits
@@ -34,8 +35,11 @@ class Accepted:
         snapshot: the configuration that the session lives under.
         listener: the listener it came to.
         accepted_at: `trio.current_time()` of the accept.
-        startup_deadline: when the StartupMessage must have come.
+        startup_deadline: when the StartupMessage must have come, not later than ReadyForQuery.
         deadline: when ReadyForQuery must have come.
+        via: the load balancer that said where the client comes from, by a PROXY header; None for whoever
+            connected itself.
+        header: what it said.
     """
 
     session: str
@@ -47,6 +51,8 @@ class Accepted:
     accepted_at: float
     startup_deadline: float
     deadline: float
+    via: ClientAddress | None = None
+    header: ProxyHeader | None = None
 
     @property
     def source(self) -> str:

@@ -102,6 +102,19 @@ def test_who_can_come_is_by_the_addresses_and_by_plaintext_from(certs, proxy, co
     ] == idle
 
 
+def test_a_load_balancer_may_bring_clients_of_either_family(certs, proxy, command_line):
+    listener = with_tls(
+        certs, proxy_protocol_from=["127.0.0.1/32"], plaintext_from=["10.0.0.0/8", "2001:db8::/32"]
+    )
+    path = proxy.write(
+        config({"a": listener}, primary=passthrough(NoServer, certs)), {"pg_hba.conf": WAYS_IN}
+    )
+    done = command_line("check", "-c", path)
+    assert done.returncode == 0
+    # But nobody from loopback of IPv6, and through no Unix socket.
+    assert re.findall(r"pg_hba\.conf:(\d): \w+ record cannot match", done.stderr) == ["2", "5"]
+
+
 def test_the_default_of_reserved_users_is_no_oversight(certs, proxy, command_line):
     path = proxy.write(
         config({"a": with_tls(certs)}, primary=with_certificate(NoServer, certs)),

@@ -129,7 +129,15 @@ def assert_form(found, status):
     for one in found["skipped"]:
         assert list(one) == ["file", "line", "field", "found", "wanted"]
     assert found["needs"] in {None, "cert", "peer", "scram-sha-256", "password", "backend", "none"}
-    assert found["decided_by"] in {None, "hba", "ident", "plaintext_from", "reserved_users", "proof"}
+    assert found["decided_by"] in {
+        None,
+        "hba",
+        "ident",
+        "plaintext_from",
+        "proxy_protocol_from",
+        "reserved_users",
+        "proof",
+    }
     assert status == {True: EXIT_ALLOWED, False: EXIT_REFUSED, None: EXIT_NO_ANSWER}[found["allowed"]]
     assert (found["needs"] is not None) is (found["allowed"] is True)
     assert (found["decided_by"] is not None) is (found["allowed"] is False)
@@ -184,6 +192,18 @@ def test_the_lines_that_decide_are_named(explained, case):
     assert (found["listener"], found["backend"], found["login"]) == ("central", "primary", "passthrough")
     refused = allowed is False
     assert (found["sqlstate"] is not None, found["reply"] is not None) == (refused, refused)
+
+
+@pytest.mark.parametrize("listen", [["127.0.0.1:0"], ["0.0.0.0:0"]])
+def test_behind_a_load_balancer_the_address_is_the_headers(written, explained, listen):
+    behind = written(listen=listen, proxy_protocol_from=["127.0.0.1/32", "10.0.0.0/8"])
+    for address, number in (("10.0.0.1", 7), ("2001:db8::1", 9)):
+        replication = ("--replication", "true") if ":" in address else ()
+        _, found = explained("--cn", "alice", *replication, path=behind, address=address)
+        assert (found["allowed"], line(found["hba"])) == (True, number)
+    status, found = explained(path=behind, address="127.0.0.1")
+    assert (status, found["decided_by"]) == (EXIT_REFUSED, "proxy_protocol_from")
+    assert "no header may name a loopback address" in found["reason"]
 
 
 def test_every_earlier_line_has_the_column_that_does_not_match(explained):
@@ -521,6 +541,7 @@ EVENT = {
         ({"user": 5}, None, "user of the event is no text"),
         ({"client_addr": "nowhere"}, None, "no address"),
         ({"replication": "perhaps"}, None, "no kind of it"),
+        ({"decided_by": "proxy_protocol_from"}, None, "PROXY header named no client"),
         ({"listener": None}, None, "names no listener"),
         ({"cert_verified": False, "tls_error": "certificate has expired", "user": None}, False, "expired"),
     ],

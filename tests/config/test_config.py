@@ -137,6 +137,14 @@ CASES = {
     "plaintext_host_bits": (in_clear(plaintext_from='["10.1.2.3/8"]'), LM + "plaintext_from", "10.0.0.0/8"),
     "plaintext_bare": (in_clear(plaintext_from='["10.1.2.3"]'), LM + "plaintext_from", "/32"),
     "plaintext_v4mapped": (in_clear(plaintext_from='["::ffff:10.0.0.0/104"]'), LM + "plaintext_from"),
+    "proxy_from_bare": (in_clear(proxy_protocol_from='["10.1.2.3"]'), LM + "proxy_protocol_from", "/32"),
+    "proxy_from_unix": (
+        in_clear(listen='["unix:/run"]', proxy_protocol_from='["10.1.2.3/32"]'),
+        LM + "proxy_protocol_from",
+        "Unix sockets take no header",
+    ),
+    "proxy_protocol_on": (passthrough(proxy_protocol="on"), BM + "proxy_protocol", "expected off, v1 or v2"),
+    "proxy_protocol_2": (passthrough(proxy_protocol="2"), BM + "proxy_protocol", "expected off, v1 or v2"),
     "dup_listen_one": (in_clear(listen='["127.0.0.1:5433", "127.0.0.1:5433"]'), LM + "listen"),
     "dup_listen_star": (in_clear(listen='["127.0.0.1:5433", "*:5433"]'), LM + "listen"),
     "dup_listen_other": (
@@ -458,8 +466,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 LATER = {
     "": "console max_handshakes dns_cache",
-    "l": "proxy_protocol_from",
-    "b": "sslcert_issuer sslkey_issuer sslcert_lifetime proxy_protocol",
+    "b": "sslcert_issuer sslkey_issuer sslcert_lifetime",
 }
 
 
@@ -532,6 +539,21 @@ def test_what_works_but_is_dangerous_is_warned_of():
     assert not load(in_clear(listen='["0.0.0.0:0"]', plaintext_from='["10.0.0.0/8"]')).warnings
     assert not load(in_clear(listen='["localhost:0", "unix:/run/x"]')).warnings
     assert load(passthrough(sslmode="require", insecure_backend="true")).warnings
+    for network in ("0.0.0.0/0", "::/0"):
+        listener = in_clear(plaintext_from='["10.0.0.0/8"]', proxy_protocol_from=f'["{network}"]')
+        assert any("anybody" in str(w) for w in load(listener).warnings)
+
+
+def test_behind_a_load_balancer_clients_come_from_everywhere():
+    """Whoever it brings to loopback needs TLS or plaintext_from, too."""
+    behind = {"listen": '["127.0.0.1:0"]', "proxy_protocol_from": '["127.0.0.1/32"]'}
+    assert any("plaintext_from" in str(w) for w in load(in_clear(**behind)).warnings)
+    assert not load(in_clear(**behind, plaintext_from='["10.0.0.0/8"]')).warnings
+
+
+@pytest.mark.parametrize(("said", "meant"), [("off", None), ("v1", "v1"), ("v2", "v2")])
+def test_proxy_protocol_is_off_or_a_version(said, meant):
+    assert load(passthrough(proxy_protocol=said)).backends["primary"].proxy_protocol == meant
 
 
 def test_the_proxys_own_credential_is_known_for_what_it_is():

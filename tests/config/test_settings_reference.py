@@ -37,6 +37,7 @@ STAND_INS = {
     "require_auth": "any proof; with `login: passfile` `scram-sha-256`",
     "cancel_unknown": "`forward`; from listeners with `databases` `drop`",
     "application_name_add": "`off`",
+    "proxy_protocol": "`off`",
 }
 """What is so where a setting without a default of its own is left out."""
 

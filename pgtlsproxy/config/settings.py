@@ -87,8 +87,6 @@ def _host_name(value: object) -> str:
 class Status(Model):
     """Metrics and probes over HTTP. Ours, but for the names that begin with ssl_."""
 
-    not_in_this_version: ClassVar[frozenset[str]] = frozenset({"quitquitquit"})
-
     listen: Annotated[TCPAddress, BeforeValidator(_status_address)]
     """The address. Beyond loopback only `/metrics`, `/livez` and `/readyz` are served, unless ssl_ca_file is
     given."""
@@ -104,6 +102,9 @@ class Status(Model):
 
     ssl_ca_file: FilePath | None = None
     """PEM: whose certificates may see everything; others see what everybody may."""
+
+    quitquitquit: bool = False
+    """Whether `POST /quitquitquit` from loopback ends the proxy as SIGTERM does."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,5 +1,7 @@
 """HTTP for machines that look: one request a connection, GET or HEAD, answered from memory.
 
+What acts has a path of its own, and takes a POST, which no link and no prefetch of a browser makes.
+
 Everything that is read has a limit, and the connection as a whole a deadline, which its owner sets.
 """
 
@@ -57,12 +59,14 @@ class Reply:
         body: in octets.
         content_type: of the body.
         fields: further header fields.
+        then: what is done once it has been sent, or could not be.
     """
 
     status: int
     body: bytes = field(repr=False)
     content_type: str = _TEXT
     fields: tuple[tuple[str, str], ...] = ()
+    then: Callable[[], None] | None = None
 
     @classmethod
     def text(cls, status: int, text: str, *fields: tuple[str, str]) -> Reply:
@@ -70,13 +74,16 @@ class Reply:
         return cls(status, f"{text}\n".encode(), fields=fields)
 
 
-async def serve_request(leg: Leg, answer: Callable[[Request], Reply], hosts: Collection[str]) -> None:
+async def serve_request(
+    leg: Leg, answer: Callable[[Request], Reply], hosts: Collection[str], actions: Collection[str] = ()
+) -> None:
     """Read one request and answer it.
 
     Args:
         leg: where it comes; closed by the caller.
-        answer: what is said to a GET.
+        answer: what is said.
         hosts: names by which we may be called, besides localhost and numeric addresses.
+        actions: the paths that take a POST, and nothing else.
 
     Raises:
         whatever the leg does.
@@ -87,11 +94,15 @@ async def serve_request(leg: Leg, answer: Callable[[Request], Reply], hosts: Col
         if not isinstance(event, h11.Request):
             return  # it has closed without a word
         is_head = event.method == b"HEAD"
-        reply = _refusal(event, hosts) or answer(_request(event))
+        reply = _refusal(event, hosts, actions) or answer(_request(event))
     except h11.RemoteProtocolError as error:
         is_head = False
         reply = Reply.text(error.error_status_hint, "that is no request of HTTP/1.1 that is taken here")
-    await _send(leg, connection, reply, is_head=is_head)
+    try:
+        await _send(leg, connection, reply, is_head=is_head)
+    finally:
+        if reply.then is not None:
+            reply.then()
     await leg.send_eof()
     ignored = 0
     while ignored < MAX_IGNORED_OCTETS and (data := await leg.receive(MAX_HEAD_OCTETS)):
@@ -109,14 +120,20 @@ async def _next_event(leg: Leg, connection: h11.Connection) -> object:
     return event
 
 
-def _refusal(event: h11.Request, hosts: Collection[str]) -> Reply | None:
-    if event.method not in {b"GET", b"HEAD"}:
+def _refusal(event: h11.Request, hosts: Collection[str], actions: Collection[str]) -> Reply | None:
+    is_action = _path(event) in actions
+    if is_action and event.method != b"POST":
+        return Reply.text(405, "this takes a POST", ("Allow", "POST"))
+    if not is_action and event.method not in {b"GET", b"HEAD"}:
         return Reply.text(405, "only GET and HEAD are answered here", ("Allow", "GET, HEAD"))
     if not event.target.startswith(b"/"):
         return Reply.text(400, "the target of a request begins with /")
     if not _is_ours(_field(event, b"host"), hosts):
         # A page of another site, whose name leads here now, must not read this (DNS rebinding).
         return Reply.text(421, "this is not served under that name: list it in status.hosts")
+    if is_action and (_field(event, b"origin") or _field(event, b"sec-fetch-site")):
+        # A browser sends a form of any page here, and says so.
+        return Reply.text(403, "no page in a browser may do this")
     return None
 
 
@@ -143,8 +160,11 @@ def _is_ip(text: str) -> bool:
 
 
 def _request(event: h11.Request) -> Request:
-    path, _, _ = event.target.decode("ascii").partition("?")
-    return Request(path, _field(event, b"accept"))
+    return Request(_path(event), _field(event, b"accept"))
+
+
+def _path(event: h11.Request) -> str:
+    return event.target.decode("ascii").partition("?")[0]
 
 
 def _field(event: h11.Request, name: bytes) -> str:

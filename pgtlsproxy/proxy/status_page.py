@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
+import signal
 import socket
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -21,6 +24,7 @@ from pgtlsproxy.observability.logs import queued_log
 from pgtlsproxy.observability.metrics import as_json, exposition
 from pgtlsproxy.proxy.channel import Answers, ChannelEnded
 from pgtlsproxy.proxy.lifeline import end_with
+from pgtlsproxy.proxy.sockets import client_address
 from pgtlsproxy.proxy.status_orders import StatusNews, StatusWelcome
 from pgtlsproxy.proxy.tally import Tally
 from pgtlsproxy.proxy.units import StatusTLS, Units
@@ -35,6 +39,9 @@ MAX_CONNECTIONS: Final = 64
 ACCEPT_BACKOFF_SECONDS: Final = 0.1
 
 STATUS_BUG: Final = 70
+
+QUIT: Final = "/quitquitquit"
+"""What a Job says to its sidecar when it is done, by a name that several proxies have in common."""
 
 
 def serve_status(control: int, supervisor: int) -> int:
@@ -55,7 +62,7 @@ def serve_status(control: int, supervisor: int) -> int:
         assert isinstance(news, StatusNews)  # noqa: S101 - it is the second
         with queued_log(welcome.log.format, welcome.log.level, lock=welcome.lock.number) as logger:
             try:
-                trio.run(_StatusPage(answers, welcome, news, logger).run)
+                trio.run(_StatusPage(answers, welcome, news, supervisor, logger).run)
             except Exception as error:
                 logger.error("bug", exc_info=error)
                 return STATUS_BUG
@@ -64,11 +71,18 @@ def serve_status(control: int, supervisor: int) -> int:
 
 class _StatusPage:
     def __init__(
-        self, answers: Answers, welcome: StatusWelcome, news: StatusNews, logger: FilteringBoundLogger
+        self,
+        answers: Answers,
+        welcome: StatusWelcome,
+        news: StatusNews,
+        supervisor: int,
+        logger: FilteringBoundLogger,
     ) -> None:
         self._answers = answers
         self._welcome = welcome
         self._tally = Tally(welcome.rows, welcome.listeners, welcome.tally.number)
+        self._supervisor = supervisor
+        self._has_quit = False
         self._logger = logger
         self._tls: StatusTLS | None = None
         self._open: dict[trio.CancelScope, None] = {}
@@ -130,8 +144,10 @@ class _StatusPage:
                     return  # what cannot be had inside TLS is not served in clear
                 if tls is not None:
                     leg = await accept_tls(sock, tls.context)
-                answer = partial(self._answer, sees_all=self._sees_all(leg))
-                await serve_request(leg, answer, self._status.hosts)
+                sees_all = self._sees_all(leg)
+                answer = partial(self._answer, sees_all=sees_all, may_quit=self._may_quit(leg))
+                actions = (QUIT,) if self._status.quitquitquit else ()
+                await serve_request(leg, answer, self._status.hosts, actions)
         except (LegLost, ClientTLSFailed, OSError):
             pass  # it has gone, or speaks no TLS: nobody's concern
         except Exception as error:
@@ -149,8 +165,28 @@ class _StatusPage:
             ipaddress.ip_address(sock.getsockname()[0]).is_loopback for sock in self._welcome.listening
         )
 
-    def _answer(self, request: Request, *, sees_all: bool) -> Reply:
+    def _may_quit(self, leg: ClearLeg | TLSLeg) -> bool:
+        """Whether the peer may end the proxy: it is on this host and, where there is a CA, known to it."""
+        is_known = self._status.ssl_ca_file is None or self._sees_all(leg)
+        return is_known and client_address(leg.sock).is_local
+
+    def _quit(self) -> None:
+        """End the proxy as SIGTERM does, once: a second one would cut sessions off."""
+        if self._service.is_stopping or self._has_quit:
+            return
+        self._has_quit = True
+        self._logger.info("quit_asked_for", path=QUIT)
+        os.kill(self._supervisor, signal.SIGTERM)
+
+    def _answer(self, request: Request, *, sees_all: bool, may_quit: bool) -> Reply:
         match request.path:
+            case "/quitquitquit" if not self._status.quitquitquit:
+                return Reply.text(404, "status.quitquitquit is off")
+            case "/quitquitquit" if may_quit:
+                return replace(Reply.text(200, "the proxy ends as on SIGTERM"), then=self._quit)
+            case "/quitquitquit":
+                why = "this is taken from loopback alone, with status.ssl_ca_file from its certificates there"
+                return Reply.text(403, why)
             case "/livez":
                 return Reply.text(200, "ok")
             case "/readyz" if self._service.is_ready:

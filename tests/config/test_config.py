@@ -302,10 +302,10 @@ CASES = {
         "ssl_key_file is missing",
     ),
     "status_ca": (text(top={"status": '{listen: "*:1", ssl_ca_file: x}'}), "status", "no effect"),
-    "status_later": (
-        text(top={"status": '{listen: "*:1", quitquitquit: on}'}),
+    "status_quit": (
+        text(top={"status": '{listen: "*:1", quitquitquit: "yes"}'}),
         "status.quitquitquit",
-        "not in this",
+        "expected on or off",
     ),
     "reload_short": (text(top={"reload_interval": "50ms"}), "reload_interval", "SIGHUP alone"),
     "reload_long": (text(top={"reload_interval": "2d"}), "reload_interval", "86400 s"),

@@ -96,11 +96,13 @@ class Build:
 
     Args:
         generation: its number.
+        attempt: tells it from another try at the same generation, whose answer may come late.
         sets: what to make it of, one after the other.
         beside: beside the one in service, rather than from nothing.
     """
 
     generation: int
+    attempt: int
     sets: tuple[FileSet, ...]
     beside: bool
 
@@ -152,6 +154,7 @@ class Built:
 
     Args:
         generation: of the order.
+        attempt: of the order.
         is_usable: whether there is a snapshot to swap in.
         mistakes: (where, what) pairs: what could not be taken.
         warnings: the same: what deserves a look.
@@ -161,6 +164,7 @@ class Built:
     """
 
     generation: int
+    attempt: int
     is_usable: bool
     mistakes: Sequence[tuple[str, str]] = ()
     warnings: Sequence[tuple[str, str]] = ()

@@ -6,8 +6,8 @@ was made of is told by where it first appeared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pgtlsproxy.proxy.channel import FileSet
 from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot, Reloaded, Snapshot, build
@@ -15,49 +15,59 @@ from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot, Reloade
 _Place = tuple[str, ...]
 
 
-class Builder:
-    """Builds one snapshot after the other, and knows the origin of every part of the last one taken.
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A snapshot, and what each part of it was made of.
 
-    Attributes:
-        snapshot: the last one taken; None at first.
+    Args:
+        result: what came of the last of the file sets.
+        origins: by place, the part itself and the generation of the set that it was made of.
     """
 
-    def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
-        self._origins: dict[_Place, tuple[object, int]] = {}
+    result: Reloaded
+    origins: Mapping[_Place, tuple[object, int]] = field(repr=False)
 
-    def build(self, generation: int, sets: Sequence[FileSet]) -> Reloaded:
-        """Build and take what the sets make, one after the other, beside what was taken before.
-
-        Args:
-            generation: the number of the result.
-            sets: not empty.
-
-        Returns:
-            What came of the last one.
-
-        Raises:
-            ConfigError: there was nothing before, and the first set has mistakes.
-        """
-        for each in sets:
-            result = build(each.files, self.snapshot)
-            self._note(result.snapshot, each.generation)
-            self.snapshot = result.snapshot
-        self.snapshot = replace(result.snapshot, generation=generation)
-        return replace(result, snapshot=self.snapshot)
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is to be served."""
+        return self.result.snapshot
 
     @property
     def in_use(self) -> list[int]:
         """The generations of the sets that something in the snapshot was made of."""
-        return sorted({generation for _, generation in self._origins.values()})
+        return sorted({generation for _, generation in self.origins.values()})
 
-    def _note(self, snapshot: Snapshot, generation: int) -> None:
-        before = self._origins
-        self._origins = {}
-        for place, part in _parts(snapshot):
-            known, origin = before.get(place, (None, generation))
-            if part is not None:
-                self._origins[place] = part, origin if part is known else generation
+
+def make(generation: int, sets: Sequence[FileSet], before: Made | None) -> Made:
+    """Make a snapshot of several file sets, one after the other.
+
+    Args:
+        generation: the number of the result.
+        sets: not empty.
+        before: what is in service, whose units stay where newer ones do not load; None at the start.
+
+    Raises:
+        ConfigError: there was nothing before, and the first set has mistakes.
+    """
+    origins = {} if before is None else before.origins
+    in_service = None if before is None else before.snapshot
+    for each in sets:
+        result = build(each.files, in_service)
+        in_service = result.snapshot
+        origins = _origins(in_service, each.generation, origins)
+    return Made(replace(result, snapshot=replace(result.snapshot, generation=generation)), origins)
+
+
+def _origins(
+    snapshot: Snapshot, generation: int, before: Mapping[_Place, tuple[object, int]]
+) -> dict[_Place, tuple[object, int]]:
+    """What each part was made of: the newest set, unless it was there before."""
+    origins: dict[_Place, tuple[object, int]] = {}
+    for place, part in _parts(snapshot):
+        known, origin = before.get(place, (None, generation))
+        if part is not None:
+            origins[place] = part, origin if part is known else generation
+    return origins
 
 
 def _parts(snapshot: Snapshot) -> Iterator[tuple[_Place, object]]:
@@ -78,6 +88,9 @@ def _listener_parts(listener: ListenerSnapshot) -> Iterator[tuple[_Place, object
     yield (*place, "trust"), listener.trust
     yield (*place, "options"), listener.options
     yield (*place, "context"), listener.tls_context
+    yield (*place, "secrets"), listener.secrets
+    yield (*place, "mock"), listener.secrets and listener.secrets.mock_secret
+    yield (*place, "auth_passfile"), listener.auth_passfile
     for backend in listener.backends.values():
         yield from _backend_parts(place, backend)
 
@@ -89,3 +102,4 @@ def _backend_parts(owner: _Place, backend: BackendSnapshot) -> Iterator[tuple[_P
     yield (*place, "trust"), backend.trust
     yield (*place, "context"), backend.tls_context
     yield (*place, "users"), backend.users and backend.users.files
+    yield (*place, "passwords"), backend.passwords

@@ -66,6 +66,7 @@ class Reloads:
         self._is_under_way = False
         self._is_wanted = False
         self._is_asked_for = False
+        self._attempt = 0
         self._said: set[tuple[str, str]] = set()
         self.last = Loaded(is_good=True, good_at=time.time())
         self._forget()
@@ -141,9 +142,10 @@ class Reloads:
             return
         self._answers_by = math.inf
         if self._unswapped is None:
+            generation = self._history.generation + 1
             for worker, answer in self._answers.items():
                 if answer is None:
-                    self._answers[worker] = Built(self._history.generation + 1, is_usable=False)
+                    self._answers[worker] = Built(generation, self._attempt, is_usable=False)
             self._swap_when_all_have_built()
         else:
             for worker in self._unswapped:
@@ -168,7 +170,9 @@ class Reloads:
         self._watch.take(look)
         generation = self._history.generation + 1
         self._files = look.files
-        self._order = pack(Build(generation, (FileSet(generation, look.files, generation),), beside=True))
+        self._attempt += 1
+        sets = (FileSet(generation, look.files, generation),)
+        self._order = pack(Build(generation, self._attempt, sets, beside=True))
         for worker in serving:
             self.join(worker)
 
@@ -180,8 +184,8 @@ class Reloads:
             worker.send(self._order)
 
     def built(self, worker: WorkerProcess, answer: Built) -> None:
-        """Note what came of a worker's build."""
-        if self._answers.get(worker, answer) is None:
+        """Note what came of a worker's build, unless it has been given up."""
+        if answer.attempt == self._attempt and self._answers.get(worker, answer) is None:
             self._answers[worker] = answer
             self._swap_when_all_have_built()
 

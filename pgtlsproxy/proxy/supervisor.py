@@ -253,7 +253,7 @@ class _Supervisor:
 
     def _let_build(self, worker: WorkerProcess) -> None:
         """Let a worker that has nothing yet build what is in service."""
-        worker.send(Build(self._history.generation, self._history.sets, beside=False))
+        worker.send(Build(self._history.generation, 0, self._history.sets, beside=False))
 
     def _let_serve(self, worker: WorkerProcess, answer: Built) -> None:
         """Let a worker that has built what was in service begin, or build anew what is now."""

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -43,14 +44,14 @@ from pgtlsproxy.proxy.guessing import Guesses
 from pgtlsproxy.proxy.host_probes import HostProbes
 from pgtlsproxy.proxy.lifeline import end_with
 from pgtlsproxy.proxy.mailboxes import Mailboxes
-from pgtlsproxy.proxy.origins import Builder
+from pgtlsproxy.proxy.origins import Made, make
 from pgtlsproxy.proxy.relay import open_relay
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.selftest import prove_tls
 from pgtlsproxy.proxy.server import Server
 from pgtlsproxy.proxy.services import Services
 from pgtlsproxy.proxy.shared_table import SharedTable, WorkerSlot
-from pgtlsproxy.proxy.snapshot import Reloaded, Snapshot
+from pgtlsproxy.proxy.snapshot import Snapshot
 from pgtlsproxy.proxy.standing import end_the_unjudged, judge_the_living
 from pgtlsproxy.proxy.tally import Tally
 
@@ -109,11 +110,13 @@ class _Worker:
         self._resolver = Resolver(logger)
         self._slot = WorkerSlot(table, welcome.number, welcome.secret)
         self._welcome = welcome
-        self._builder = Builder()
-        self._built: Snapshot | None = None
-        self._in_service: Snapshot | None = None
+        self._newest: Build | None = None
+        self._built: Made | None = None
+        self._in_service: Made | None = None
         self._server: Server | None = None
-        self._threads = trio.CapacityLimiter(2)
+        # Of builds one at a time; whatever they do, orders are heard.
+        self._builds = trio.CapacityLimiter(1)
+        self._orders = trio.CapacityLimiter(1)
 
     async def run(self) -> bool:
         """Obey until the end of the socket pair, or of the last session of a worker that drains.
@@ -158,14 +161,15 @@ class _Worker:
     async def _obey(self, services: Services, nursery: trio.Nursery) -> None:
         while True:
             try:
-                order = await self._in_thread(self._answers.receive)
+                order = await _in_thread(self._answers.receive, self._orders)
             except ChannelEnded:
                 nursery.cancel_scope.cancel()
                 return
             match order:
                 case Build():
+                    self._newest = order
                     # Not waited for: whatever a build does, the next order may be to drain.
-                    nursery.start_soon(self._in_thread, partial(self._build, order))
+                    nursery.start_soon(_in_thread, partial(self._build, order), self._builds)
                 case Swap():
                     self._swap()
                     self._answers.send(Swapped(order.generation))
@@ -190,10 +194,6 @@ class _Worker:
         await services.relay.take_a_turn()
         self._answers.send(Pong())
 
-    async def _in_thread(self, action: Callable[[], _T]) -> _T:
-        """Do what may take long off the event loop, on which sessions are served meanwhile."""
-        return await trio.to_thread.run_sync(action, abandon_on_cancel=True, limiter=self._threads)
-
     async def _serve(self, server: Server, order: Serve, nursery: trio.Nursery) -> None:
         """Serve until the last session of a worker that drains is over, which ends the worker."""
         await server.run(order.listening)
@@ -205,40 +205,49 @@ class _Worker:
     def _snapshot(self) -> Snapshot:
         """What is in service."""
         assert self._in_service is not None  # noqa: S101 - nobody is served before the first Swap
-        return self._in_service
+        return self._in_service.snapshot
 
     def _build(self, order: Build) -> None:
         """Build what the files say aside, and say what came of it. In a thread."""
-        if not order.beside:
-            self._builder = Builder()
+        if order is not self._newest:
+            return  # the supervisor waits for it no more
+        unusable = Built(order.generation, order.attempt, is_usable=False)
         try:
             with _out_of_the_collectors_sight():
-                result = self._builder.build(order.generation, order.sets)
-            answer = self._answer_of(order, result)
+                made = make(order.generation, order.sets, self._in_service if order.beside else None)
+            answer = _answer_of(order, made)
         except ConfigError as error:
-            self._answers.send(Built(order.generation, is_usable=False, mistakes=_pairs(*error.mistakes)))
+            self._answers.send(replace(unusable, mistakes=_pairs(*error.mistakes)))
         except Exception as error:
             # A file that trips us must not end the sessions that are served.
             self._logger.error("bug", exc_info=error)
-            self._answers.send(Built(order.generation, is_usable=False))
+            self._answers.send(unusable)
         else:
-            self._built = result.snapshot
+            self._built = made
             self._answers.send(answer)
 
-    def _answer_of(self, order: Build, result: Reloaded) -> Built:
-        warnings = result.warnings
-        if not order.beside:
-            expiry = judge_expiry(result.snapshot)
-            warnings = (*warnings, *expiry.expired, *expiry.soon)
-        return Built(
-            order.generation,
-            is_usable=True,
-            mistakes=_pairs(*result.mistakes),
-            warnings=_pairs(*warnings),
-            kept=result.kept,
-            in_use=self._builder.in_use,
-            not_after=[(each.owner, each.name, each.at) for each in not_after(result.snapshot)],
-        )
+
+async def _in_thread(action: Callable[[], _T], limiter: trio.CapacityLimiter) -> _T:
+    """Do what may take long off the event loop, on which sessions are served meanwhile."""
+    return await trio.to_thread.run_sync(action, abandon_on_cancel=True, limiter=limiter)
+
+
+def _answer_of(order: Build, made: Made) -> Built:
+    result = made.result
+    warnings = result.warnings
+    if not order.beside:
+        expiry = judge_expiry(result.snapshot)
+        warnings = (*warnings, *expiry.expired, *expiry.soon)
+    return Built(
+        order.generation,
+        order.attempt,
+        is_usable=True,
+        mistakes=_pairs(*result.mistakes),
+        warnings=_pairs(*warnings),
+        kept=result.kept,
+        in_use=made.in_use,
+        not_after=[(each.owner, each.name, each.at) for each in not_after(result.snapshot)],
+    )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ BROKEN = "host all all all nonsense\n"
 FAULTY = """
 import sys
 from pgtlsproxy.proxy import channel, origins, reloads
-reloads.BUILD_SECONDS = 5.0
+reloads.BUILD_SECONDS = {seconds}
 welcome = []
 real_receive = channel.Answers.receive
 def receive(self):
@@ -70,8 +70,9 @@ def start(proxy, certs, fake_backend):
     return go
 
 
-def faulty(fault):
-    return [sys.executable, "-c", FAULTY.format(fault=fault)]
+def faulty(fault, seconds=5.0):
+    """Worker 1 fails at a reload. A worker has so many seconds to build."""
+    return [sys.executable, "-c", FAULTY.format(fault=fault, seconds=seconds)]
 
 
 def attempt(stack, running, listener="clear"):
@@ -193,6 +194,26 @@ def test_a_worker_that_cannot_build_lets_nobody_in_any_more_and_is_replaced(star
     until(lambda: len(running.workers) == 2)
     assert running.log_events("worker_died") == []
     assert running.stop() == 0
+
+
+def test_a_build_that_ends_too_late_is_not_taken_for_the_next_reloads(start, tmp_path):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    waits = f"import os; os.path.exists({str(gate)!r}) and open({str(gate)!r}).read()"
+    running = start(1, command=faulty(waits, seconds=2.0))
+    write(running, "other.conf", REJECT)
+    assert running.reload()["kept"] == ["everything"]
+    write(running, "other.conf", BROKEN)
+    since = running.mark()
+    running.signal(signal.SIGHUP)
+    running.wait_for_event("reloading", since=since)
+    with gate.open("w"):
+        gate.unlink()
+    event = running.wait_for_event("reload_failed", since=since)
+    assert (event["generation"], event["kept"]) == (2, ["policy of listener other"])
+    with ExitStack() as stack:
+        assert verdicts({1: [attempt(stack, running, "other")[1]]}) == {(2, "allowed")}
+    assert running.log_events("reloaded") == []
 
 
 def test_a_worker_that_does_not_swap_is_ended_so_that_nobody_is_let_in_by_the_old_rules(start):

@@ -23,7 +23,7 @@ from pgtlsproxy.protocol.scram.secrets import MAX_SECRETS_OCTETS
 from pgtlsproxy.proxy.backend_passwords import probe_passfile_path
 from pgtlsproxy.proxy.mock_secrets import mock_secret_to_check, mock_secret_to_serve_with
 from pgtlsproxy.proxy.passphrases import passphrase
-from pgtlsproxy.proxy.rule_files import Included, InclusionReader, read_again
+from pgtlsproxy.proxy.rule_files import Included, InclusionReader, Note, note_nothing, read_again
 from pgtlsproxy.tls.file_access import (
     Folder,
     SystemRoots,
@@ -93,6 +93,7 @@ def read_content(
     in_service: Settings | None = None,
     serves: bool = False,
     known: SnapshotFiles | None = None,
+    note: Note = note_nothing,
 ) -> SnapshotFiles:
     """Read the configuration and every file that it names, and start no command.
 
@@ -101,54 +102,67 @@ def read_content(
         in_service: as in `read`.
         serves: as in `read`.
         known: what an earlier reading found. What still says the same is not parsed again.
+        note: told of every file before it is read, which may hang.
     """
+    note(path)
     settings, mistakes, digest = _read_settings(path, known)
     named = settings or in_service
     if named is None:
         return SnapshotFiles(path, None, mistakes, {}, {}, {}, {}, None, {}, digest=digest)
     plain, keys, directories = _named_files(named)
-    rules = _read_rule_files(named.listeners.values())
+    rules = _read_rule_files(named.listeners.values(), note)
     uid = os.geteuid()
     wants_roots = any(backend.sslrootcert == SYSTEM_ROOTS for backend in named.backends.values())
     return SnapshotFiles(
         path,
         settings,
         mistakes,
-        _read_each(plain, read_file),
+        _read_each(plain, read_file, note),
         {
-            **_read_each(keys, lambda file, kind: read_key_file(file, uid, kind)),
+            **_read_each(keys, lambda file, kind: read_key_file(file, uid, kind), note),
             **_read_each(
-                _secrets_files(named), lambda file, kind: read_key_file(file, uid, kind, MAX_SECRETS_OCTETS)
+                _secrets_files(named),
+                lambda file, kind: read_key_file(file, uid, kind, MAX_SECRETS_OCTETS),
+                note,
             ),
             **_read_each(
                 _mock_secret_files(named),
                 lambda file, _: (mock_secret_to_serve_with if serves else mock_secret_to_check)(file, uid),
+                note,
             ),
         },
-        _read_each(directories, read_directory),
-        _read_each(_user_folders(named), Folder),
-        _attempt(lambda: system_roots(os.environ)) if wants_roots else None,
+        _read_each(directories, read_directory, note),
+        _read_each(_user_folders(named), Folder, note),
+        _roots(note) if wants_roots else None,
         {},
         rules,
-        _included(rules, known),
+        _included(rules, known, note),
         digest,
     )
 
 
-def with_passphrases(files: SnapshotFiles, in_service: Settings | None = None) -> SnapshotFiles:
+def _roots(note: Note) -> SystemRoots | UnusableFile:
+    note("the system's root certificates")
+    return _attempt(lambda: system_roots(os.environ))
+
+
+def with_passphrases(
+    files: SnapshotFiles, in_service: Settings | None = None, note: Note = note_nothing
+) -> SnapshotFiles:
     """The same, and what the passphrase commands print, which run now.
 
     Args:
         files: what `read_content` found.
         in_service: as in `read`.
+        note: as in `read_content`.
     """
     named = files.settings or in_service
-    passphrases = {
-        name: _attempt(partial(passphrase, listener))
-        for name, listener in (named.listeners.items() if named is not None else ())
-        if listener.ssl_passphrase_command
-        and (in_service is None or listener.ssl_passphrase_command_supports_reload)
-    }
+    passphrases: dict[str, Secret | UnusableFile] = {}
+    for name, listener in named.listeners.items() if named is not None else ():
+        may_run = in_service is None or listener.ssl_passphrase_command_supports_reload
+        if listener.ssl_passphrase_command and may_run:
+            note(f"ssl_passphrase_command of listener {name}")
+            passphrases[name] = _attempt(partial(passphrase, listener))
     return replace(files, passphrases=passphrases)
 
 
@@ -183,8 +197,14 @@ def with_client_trust(files: SnapshotFiles, listener: Listener) -> SnapshotFiles
     )
 
 
-def _read_each(files: Mapping[str, str], reader: Callable[[str, str], _T]) -> dict[str, _T | UnusableFile]:
-    return {path: _attempt(partial(reader, path, kind)) for path, kind in files.items()}
+def _read_each(
+    files: Mapping[str, str], reader: Callable[[str, str], _T], note: Note = note_nothing
+) -> dict[str, _T | UnusableFile]:
+    found: dict[str, _T | UnusableFile] = {}
+    for path, kind in files.items():
+        note(path)
+        found[path] = _attempt(partial(reader, path, kind))
+    return found
 
 
 def _read_settings(
@@ -258,7 +278,9 @@ def _named_files(settings: Settings) -> tuple[dict[str, str], dict[str, str], di
     )
 
 
-def _read_rule_files(listeners: Iterable[Listener]) -> dict[str, bytes | UnusableFile]:
+def _read_rule_files(
+    listeners: Iterable[Listener], note: Note = note_nothing
+) -> dict[str, bytes | UnusableFile]:
     """The files of lines that policies are made of."""
     kinds = {
         path: kind
@@ -270,16 +292,18 @@ def _read_rule_files(listeners: Iterable[Listener]) -> dict[str, bytes | Unusabl
         )
         if path is not None
     }
-    return _read_each(kinds, lambda file, kind: read_file(file, kind, MAX_RULES_OCTETS))
+    return _read_each(kinds, lambda file, kind: read_file(file, kind, MAX_RULES_OCTETS), note)
 
 
-def _included(rules: Mapping[str, bytes | UnusableFile], known: SnapshotFiles | None = None) -> Included:
+def _included(
+    rules: Mapping[str, bytes | UnusableFile], known: SnapshotFiles | None = None, note: Note = note_nothing
+) -> Included:
     """Everything that the files include, by going through them as the workers will."""
     if known is not None and _say_the_same(rules, known.rules):
-        included = read_again(known.included)
+        included = read_again(known.included, note)
         if included == known.included:
             return known.included  # the same lines include the same files
-    reader = InclusionReader()
+    reader = InclusionReader(note)
     for path, content in rules.items():
         if isinstance(content, bytes):
             follow(path, content, reader)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -15,8 +14,10 @@ from structlog.typing import FilteringBoundLogger
 from pgtlsproxy.config import Settings
 from pgtlsproxy.observability.figures import Loaded, NotAfter
 from pgtlsproxy.proxy.channel import Build, Built, FileSet, Packed, Swap, pack
+from pgtlsproxy.proxy.errands import HANG_SECONDS, Errand, Errands, NoThread
 from pgtlsproxy.proxy.files import SnapshotFiles, read_content, with_passphrases
 from pgtlsproxy.proxy.history import History
+from pgtlsproxy.proxy.rule_files import Note
 from pgtlsproxy.proxy.watch import Look, Watch
 from pgtlsproxy.proxy.worker_process import WorkerProcess
 
@@ -33,6 +34,9 @@ MAX_CHANGED_SHOWN: Final = 20
 EVERYTHING: Final = "everything"
 """The unit that keeps its old content where nothing could be built."""
 
+FILES_THAT_HANG: Final = "files that hang"
+"""The unit of which nobody knows whether it has changed."""
+
 
 class Reloads:
     """At most one reload at a time, and one more for whatever is asked for meanwhile.
@@ -44,8 +48,6 @@ class Reloads:
         replace: drains a worker that cannot build what the others can, and starts another.
         wake: makes the supervisor call `go_on`; called from another thread.
 
-    Attributes:
-        last: what came of the last one, or of the start.
     """
 
     def __init__(
@@ -60,15 +62,17 @@ class Reloads:
         self._history = history
         self._logger = logger
         self._replace = replace
-        self._wake = wake
-        self._read: queue.SimpleQueue[Look | Exception] = queue.SimpleQueue()
-        self._watch = Watch(first, logger, wake)
+        self._errands = Errands(wake)
+        self._reading: Errand[Look] | None = None
+        self._late: Errand[Look] | None = None
+        self._hangs_at: str | None = None
+        self._watch = Watch(first, logger, self._errands)
         self._is_under_way = False
         self._is_wanted = False
         self._is_asked_for = False
         self._attempt = 0
         self._said: set[tuple[str, str]] = set()
-        self.last = Loaded(is_good=True, good_at=time.time())
+        self._last = Loaded(is_good=True, good_at=time.time())
         self._forget()
 
     def _forget(self) -> None:
@@ -86,13 +90,21 @@ class Reloads:
     @property
     def deadline(self) -> float:
         """`time.monotonic()` when `go_on` has something to do, whether or not anybody answers."""
+        due = self._errands.due
         if self._is_under_way:
-            return self._answers_by
-        return self._watch.due(self._history.settings.reload_interval)
+            return min(due, self._answers_by)
+        return min(due, self._watch.due(self._history.settings.reload_interval))
+
+    @property
+    def last(self) -> Loaded:
+        """What came of the last one, or of the start; not good while files hang."""
+        if self._hangs_at is None:
+            return self._last
+        return replace(self._last, is_good=False, failed=(*self._last.failed, FILES_THAT_HANG))
 
     def started(self, answer: Built) -> None:
         """Note what a worker has built at the start, when all of it could be taken."""
-        self.last = Loaded(is_good=True, good_at=time.time(), not_after=_not_after(answer))
+        self._last = Loaded(is_good=True, good_at=time.time(), not_after=_not_after(answer))
 
     def stop_watching(self) -> None:
         """Begin no reload any more that nobody asks for."""
@@ -111,22 +123,18 @@ class Reloads:
         self._is_under_way = True
         self._is_asked_for = look is None
         # A passphrase command or a file system may hang; signals are obeyed meanwhile.
-        reading = threading.Thread(target=self._read_files, args=(look, self._history.settings), daemon=True)
         try:
-            reading.start()
-        except RuntimeError as error:  # the system has no thread to give
-            self._read.put(error)
-            self._wake()
+            self._reading = self._errands.begin(partial(self._read_files, look, self._history.settings))
+        except NoThread as error:
+            self._fail(str(error))
 
-    def _read_files(self, look: Look | None, in_service: Settings) -> None:
-        try:
-            if look is None:
-                found = read_content(self._path, in_service=in_service, serves=True, known=self._watch.known)
-                look = Look.of(found)
-            self._read.put(replace(look, files=with_passphrases(look.files, in_service)))
-        except Exception as error:  # noqa: BLE001 - a file that trips us must not end the proxy
-            self._read.put(error)
-        self._wake()
+    def _read_files(self, look: Look | None, in_service: Settings, note: Note) -> Look:
+        if look is None:
+            known = self._watch.known
+            look = Look.of(
+                read_content(self._path, in_service=in_service, serves=True, known=known, note=note)
+            )
+        return replace(look, files=with_passphrases(look.files, in_service, note))
 
     def go_on(self, serving: list[WorkerProcess]) -> None:
         """Take what has been read, and give up on workers that do not answer.
@@ -134,8 +142,11 @@ class Reloads:
         Args:
             serving: the workers that were told to serve.
         """
-        if not self._read.empty():
-            self._have_built(self._read.get(), serving)
+        self._hear_reading(serving)
+        self._tell_what_hangs()
+        if not self._is_under_way and self._late is not None and self._late.is_over:
+            self._late = None
+            self.ask()  # what it has found may be old by now
         if not self._is_under_way:
             self._look()
         if time.monotonic() < self._answers_by:
@@ -153,6 +164,29 @@ class Reloads:
                 self._logger.error("worker_does_not_swap", worker=worker.number)
                 worker.kill()
 
+    def _hear_reading(self, serving: list[WorkerProcess]) -> None:
+        """Have built what was read, or give up where that hangs."""
+        if self._reading is None:
+            return
+        outcome, hangs_at = self._reading.outcome, self._reading.hangs_at
+        if outcome is not None:
+            self._reading = None
+            self._have_built(outcome, serving)
+        elif hangs_at is not None:
+            self._reading, self._late = None, self._reading
+            self._fail(_hanging(hangs_at))
+
+    def _tell_what_hangs(self) -> None:
+        """Say once that a file hangs, and when it does no longer."""
+        hangs_at = self._errands.hangs_at
+        if hangs_at == self._hangs_at:
+            return
+        self._hangs_at = hangs_at
+        if hangs_at is not None:
+            self._logger.error("files_hang", reason=_hanging(hangs_at))
+        else:
+            self._logger.info("files_answer_again")
+
     def _look(self) -> None:
         """Reload by itself where the files have changed and hold still."""
         look = self._watch.go_on(self._history.settings)
@@ -165,8 +199,10 @@ class Reloads:
     def _have_built(self, look: Look | Exception, serving: list[WorkerProcess]) -> None:
         if isinstance(look, Exception):
             self._logger.error("bug", exc_info=look)
-            self._fail()
+            self._fail("a bug")
             return
+        self._errands.forget()
+        self._late = None
         self._watch.take(look)
         generation = self._history.generation + 1
         self._files = look.files
@@ -200,7 +236,7 @@ class Reloads:
             return
         able = {worker: answer for worker, answer in answers.items() if answer.is_usable}
         if not able:
-            self._fail()
+            self._fail("no worker has built it")
             return
         in_use = {generation for answer in able.values() for generation in answer.in_use}
         result = next(iter(able.values()))
@@ -217,9 +253,9 @@ class Reloads:
 
     def _note(self, result: Built) -> None:
         is_good = not result.mistakes
-        good_at = time.time() if is_good else self.last.good_at
+        good_at = time.time() if is_good else self._last.good_at
         failed = dict.fromkeys("configuration" if unit == self._path else unit for unit in result.kept)
-        self.last = Loaded(is_good, good_at, tuple(failed), _not_after(result))
+        self._last = Loaded(is_good, good_at, tuple(failed), _not_after(result))
 
     def swapped(self, worker: WorkerProcess) -> None:
         """Note that a worker serves the new generation."""
@@ -256,9 +292,10 @@ class Reloads:
                 self._logger.error("config_mistake", mistake=f"{where}: {what}")
         self._said = set(mistakes)
 
-    def _fail(self) -> None:
-        self._logger.error("reload_failed", generation=self._history.generation, kept=[EVERYTHING])
-        self.last = replace(self.last, is_good=False, failed=(EVERYTHING,))
+    def _fail(self, reason: str) -> None:
+        generation = self._history.generation
+        self._logger.error("reload_failed", generation=generation, kept=[EVERYTHING], reason=reason)
+        self._last = replace(self._last, is_good=False, failed=(EVERYTHING,))
         self._finish()
 
     def _finish(self) -> None:
@@ -267,6 +304,10 @@ class Reloads:
         if self._is_wanted:
             self._is_wanted = False
             self.ask()
+
+
+def _hanging(path: str) -> str:
+    return f'"{path}" has not been read for {HANG_SECONDS:g} s: does its file system answer?'
 
 
 def _not_after(answer: Built) -> tuple[NotAfter, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,13 @@ MAX_FILES: Final = 1000
 
 MAX_ALL_OCTETS: Final = 256 << 20
 """How much they may hold together."""
+
+Note = Callable[[str], None]
+"""Told of every file before it is read."""
+
+
+def note_nothing(_: str) -> None:
+    """For whoever does not ask what is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +50,13 @@ class InclusionReader:
 
     A folder is held open from its listing on, and its files are opened relative to it: what is put into the
     place of its path meanwhile is never looked at.
+
+    Args:
+        note: told of every file and folder before it is read, which may hang.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Note = note_nothing) -> None:
+        self._note = note
         self._files: dict[str, bytes | Unreadable] = {}
         self._folders: dict[str, tuple[str, ...] | Unreadable] = {}
         self._open: dict[str, Folder] = {}
@@ -71,6 +82,7 @@ class InclusionReader:
     def _read(self, path: str) -> bytes | Unreadable:
         if (problem := self._too_many()) is not None:
             return problem
+        self._note(path)
         parent, _, name = path.rpartition("/")
         folder = self._open.get(parent)
         try:
@@ -88,6 +100,7 @@ class InclusionReader:
     def _list(self, path: str) -> tuple[str, ...] | Unreadable:
         if (problem := self._too_many()) is not None:
             return problem
+        self._note(path)
         try:
             folder = Folder(path, "directory")
             names = folder.names()
@@ -102,13 +115,14 @@ class InclusionReader:
         return Unreadable(f"more than {MAX_FILES} files are included")
 
 
-def read_again(included: Included) -> Included:
+def read_again(included: Included, note: Note) -> Included:
     """What the same files and folders hold now.
 
     Args:
         included: what an `InclusionReader` was asked for.
+        note: told of each before it is read.
     """
-    reader = InclusionReader()
+    reader = InclusionReader(note)
     for path in included.folders:
         reader.folder(path)
     for path in included.files:

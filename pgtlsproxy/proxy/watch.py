@@ -10,18 +10,19 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import Settings
 from pgtlsproxy.policy.inclusion import Unreadable
+from pgtlsproxy.proxy.errands import Errand, Errands, NoThread
 from pgtlsproxy.proxy.files import SnapshotFiles, read_content
+from pgtlsproxy.proxy.rule_files import Note
 from pgtlsproxy.tls.file_access import Folder, UnusableFile
 
 AGREEING_LOOKS: Final = 2
@@ -147,16 +148,14 @@ class Watch:
     Args:
         first: what is in service.
         logger: told of what trips a look.
-        wake: makes the supervisor call `go_on`; called from the thread.
+        errands: where looks are done; it makes the supervisor call `go_on` when one is over.
     """
 
-    def __init__(self, first: SnapshotFiles, logger: FilteringBoundLogger, wake: Callable[[], None]) -> None:
+    def __init__(self, first: SnapshotFiles, logger: FilteringBoundLogger, errands: Errands) -> None:
         self._logger = logger
-        self._wake = wake
-        self._found: queue.SimpleQueue[tuple[int, Look | Exception]] = queue.SimpleQueue()
-        self._is_looking = False
+        self._errands = errands
+        self._looking: Errand[Look] | None = None
         self._is_over = False
-        self._round = 0
         self._tripped_by = ""
         self.take(Look.of(first))
 
@@ -170,7 +169,7 @@ class Watch:
         self._taken = look
         self._seen: Fingerprint | None = None
         self._times = self._restless = 0
-        self._round += 1
+        self._looking = None  # one under way, or that hangs, compares with what was taken before
         self._last = time.monotonic()
 
     def stop(self) -> None:
@@ -183,7 +182,8 @@ class Watch:
         Args:
             interval: seconds; 0 for never.
         """
-        return math.inf if self._is_over or self._is_looking or not interval else self._last + interval
+        is_resting = self._is_over or self._looking is not None or not interval
+        return math.inf if is_resting else self._last + interval
 
     def go_on(self, in_service: Settings) -> Look | None:
         """Look where it is time to, and tell what is new and holds still.
@@ -192,35 +192,23 @@ class Watch:
             in_service: the settings that are served.
         """
         found = None
-        if not self._found.empty():
-            self._is_looking = False
-            self._last = time.monotonic()
-            look_round, result = self._found.get()
+        result = None if self._looking is None else self._looking.outcome
+        if result is not None:
+            self._looking, self._last = None, time.monotonic()
             if isinstance(result, Exception):
                 self._tripped(result)
-            elif look_round == self._round and self._is_steady(result, in_service):
+            elif self._is_steady(result, in_service):
                 found = result
         if found is None and time.monotonic() >= self.due(in_service.reload_interval):
-            self._is_looking = True
-            arguments = (self._round, self.known, in_service)
             try:
-                threading.Thread(target=self._look, args=arguments, daemon=True).start()
-            except RuntimeError:  # the system has no thread to give: the next look may have one
-                self._is_looking, self._last = False, time.monotonic()
+                self._looking = self._errands.begin(partial(_look, self.known, in_service))
+            except NoThread:  # the next look may have one
+                self._last = time.monotonic()
         return found
 
     def changed(self, look: Look) -> list[str]:
         """The paths at which a look has found something else than what was taken last."""
         return look.changed_since(self._taken.fingerprint)
-
-    def _look(self, look_round: int, known: SnapshotFiles, in_service: Settings) -> None:
-        result: Look | Exception
-        try:
-            result = Look.of(read_content(known.path, in_service=in_service, serves=True, known=known))
-        except Exception as error:  # noqa: BLE001 - a file that trips us must not end the proxy
-            result = error
-        self._found.put((look_round, result))
-        self._wake()
 
     def _is_steady(self, look: Look, in_service: Settings) -> bool:
         if look.fingerprint == self._taken.fingerprint:
@@ -246,3 +234,7 @@ class Watch:
         if self._tripped_by != repr(error):
             self._tripped_by = repr(error)
             self._logger.error("bug", exc_info=error)
+
+
+def _look(known: SnapshotFiles, in_service: Settings, note: Note) -> Look:
+    return Look.of(read_content(known.path, in_service=in_service, serves=True, known=known, note=note))

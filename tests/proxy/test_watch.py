@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from pgtlsproxy import pki
+from pgtlsproxy.proxy.errands import Errands
 from pgtlsproxy.proxy.files import read
 from pgtlsproxy.proxy.watch import RESTLESS_LOOKS, Look, Watch
 
@@ -71,7 +72,7 @@ class Looks:
         self._at_once = first.settings.model_copy(update={"reload_interval": 1e-9})
         self._never = first.settings.model_copy(update={"reload_interval": 0})
         self._woken = threading.Event()
-        self.watch = Watch(first, structlog.get_logger(), self._woken.set)
+        self.watch = Watch(first, structlog.get_logger(), Errands(self._woken.set))
 
     def __call__(self):
         """What a look takes for a change: the paths, or None."""

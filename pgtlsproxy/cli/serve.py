@@ -30,6 +30,8 @@ def serve(path: str) -> int:
         click.echo("pgtlsproxy serve needs Linux.", err=True)
         return 1
     from pgtlsproxy.observability.logs import queued_log
+    from pgtlsproxy.observability.stream import open_lock
+    from pgtlsproxy.proxy.channel import Descriptor
     from pgtlsproxy.proxy.files import read
     from pgtlsproxy.proxy.supervisor import make_table, supervise, take_what_is_given
 
@@ -43,10 +45,10 @@ def serve(path: str) -> int:
     if settings is None:
         print_mistakes(files.mistakes)
         return 1
-    table = make_table(settings)
+    table, lock = make_table(settings), open_lock()
     try:
-        with queued_log(settings.log.format, settings.log.level, lock=table.descriptor) as logger:
-            return supervise(files, settings, table, logger, given)
+        with queued_log(settings.log.format, settings.log.level, lock=lock) as logger:
+            return supervise(files, settings, table, Descriptor(lock), logger, given)
     except ConfigError as error:
         print_mistakes(error.mistakes)
         return 1

@@ -25,6 +25,11 @@ DRAIN_SECONDS: Final = 1.0
 """How long what is queued at the end may take to be written."""
 
 
+def open_lock() -> int:
+    """A file that is there for its lock alone, for all processes that write to one stream: its descriptor."""
+    return os.memfd_create("pgtlsproxy-log", os.MFD_CLOEXEC)
+
+
 class QueuedStream:
     """The lines of a text stream, written whole and in order by a thread of its own.
 

@@ -49,12 +49,27 @@ class Descriptor:
 
 
 @dataclass(frozen=True, slots=True)
+class Logging:
+    """How a process logs.
+
+    Args:
+        log: what the log looks like.
+        lock: an open file whose lock keeps the lines of several processes apart.
+        worker: the number of the worker; None for another process.
+    """
+
+    log: Log
+    lock: Descriptor
+    worker: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """The first message.
 
     Args:
         number: of the worker, from 1.
-        log: what the log looks like.
+        logging: how it logs.
         table: the shared table.
         slots: how many workers it has room for.
         secret: the key of the table's digests.
@@ -65,7 +80,7 @@ class Welcome:
     """
 
     number: int
-    log: Log
+    logging: Logging
     table: Descriptor
     slots: int
     secret: Secret
@@ -187,7 +202,7 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The worker is alive."""
+    """The process is alive: a worker, or the one that serves metrics, which answers nothing else."""
 
 
 Answer = Built | Swapped | Serving | Pong

@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import Settings
 from pgtlsproxy.identity import Secret
-from pgtlsproxy.proxy.channel import Descriptor, Drain, Welcome
+from pgtlsproxy.proxy.channel import Descriptor, Drain, Logging, Welcome
 from pgtlsproxy.proxy.shared_table import SharedTable
 from pgtlsproxy.proxy.tally import Tally
 from pgtlsproxy.proxy.worker_process import WorkerProcess
@@ -79,6 +79,7 @@ class Crew:
         settings: how many, and what their log looks like.
         table: what they share.
         tally: where they count sessions.
+        lock: what keeps the lines of the log apart.
         selector: where their answers are waited for, each worker being its key's data.
         logger: told who comes and goes.
 
@@ -93,6 +94,7 @@ class Crew:
         settings: Settings,
         table: SharedTable,
         tally: Tally,
+        lock: Descriptor,
         selector: selectors.BaseSelector,
         logger: FilteringBoundLogger,
     ) -> None:
@@ -100,6 +102,7 @@ class Crew:
         self.is_ending = False
         self.has_served = False
         self._log = settings.log
+        self._lock = lock
         self._table = table
         self._tally = tally
         self._selector = selector
@@ -162,7 +165,7 @@ class Crew:
         worker.send(
             Welcome(
                 number,
-                self._log,
+                Logging(self._log, self._lock, number),
                 Descriptor(self._table.descriptor),
                 self._table.slots,
                 self._secret,

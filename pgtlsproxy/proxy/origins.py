@@ -73,7 +73,10 @@ def _origins(
 def _parts(snapshot: Snapshot) -> Iterator[tuple[_Place, object]]:
     """Everything in a snapshot that is made of files, and where it is."""
     yield ("settings",), snapshot.settings
-    yield ("status",), snapshot.status
+    if snapshot.status is not None:
+        yield ("status", "pair"), snapshot.status.pair
+        yield ("status", "trust"), snapshot.status.trust
+        yield ("status", "context"), snapshot.status.context
     for backend in snapshot.backends.values():
         yield from _backend_parts((), backend)
     for listener in snapshot.listeners.values():

@@ -32,7 +32,8 @@ from pgtlsproxy.proxy.listener_secrets import (
 )
 from pgtlsproxy.proxy.policies import make_rules
 from pgtlsproxy.proxy.restarts import restart_warnings
-from pgtlsproxy.proxy.units import StatusTLS, Units
+from pgtlsproxy.proxy.status_tls import StatusTLS, make_status_tls
+from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.proxy.user_certificates import UserCertificates
 from pgtlsproxy.strict_yaml import show_path
 from pgtlsproxy.tls.contexts import KeyPair, TLSOptions
@@ -191,8 +192,7 @@ class _Builder:
         old = self._old
         self._backends = backends = self._each(settings.backends, self._backend, old.backends if old else {})
         listeners = self._each(settings.listeners, self._listener, old.listeners if old else {})
-        make_status = partial(self._units.status_tls, settings.status)
-        status = self._unit("TLS settings of status", make_status, old.status if old else None)
+        status = make_status_tls(self._units, settings.status, old.status if old else None, self._unit)
         if old is None and self._mistakes:
             raise ConfigError(self._mistakes)
         if old is not None:

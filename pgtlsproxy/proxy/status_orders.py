@@ -1,13 +1,13 @@
-"""What the supervisor says to the process that serves metrics, which answers nothing."""
+"""What the supervisor says to the process that serves metrics, which answers only that it lives."""
 
 from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field
 
-from pgtlsproxy.config import Log, Status
+from pgtlsproxy.config import Status
 from pgtlsproxy.observability.figures import Service
-from pgtlsproxy.proxy.channel import Descriptor
+from pgtlsproxy.proxy.channel import Descriptor, Logging
 from pgtlsproxy.proxy.files import SnapshotFiles
 
 
@@ -18,18 +18,16 @@ class StatusWelcome:
     Args:
         version: of the proxy.
         started_at: Unix time.
-        log: what the log looks like.
-        lock: an open file whose lock keeps the lines of several processes apart.
+        logging: how it logs.
         rows: how many rows the tally has.
-        tally: where the workers count sessions.
+        tally: where the workers count sessions; can be read only.
         listeners: whose sessions, in the order in which they stand there.
         listening: the sockets to accept from.
     """
 
     version: str
     started_at: float
-    log: Log
-    lock: Descriptor
+    logging: Logging
     rows: int
     tally: Descriptor
     listeners: tuple[str, ...]
@@ -43,9 +41,15 @@ class StatusNews:
     Args:
         service: what is in service.
         status: the settings.
-        files: those that they name, and no other; None where they are as before.
+        files: the settings and the files that they name, and no other; what they make, one after the other,
+            is served. None where it is as before.
     """
 
     service: Service
     status: Status
-    files: SnapshotFiles | None = field(repr=False)
+    files: tuple[tuple[Status, SnapshotFiles], ...] | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StatusPing:
+    """Answer `Alive`."""

@@ -5,14 +5,14 @@ It was started by exec, has inherited one end of a socket pair, and is given its
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -20,15 +20,16 @@ from structlog.typing import FilteringBoundLogger
 from pgtlsproxy.errors import ClientTLSFailed, ConfigError
 from pgtlsproxy.observability.figures import Figures, Service
 from pgtlsproxy.observability.http import Reply, Request, serve_request
-from pgtlsproxy.observability.logs import queued_log
 from pgtlsproxy.observability.metrics import as_json, exposition
-from pgtlsproxy.proxy.channel import Answers, ChannelEnded
-from pgtlsproxy.proxy.lifeline import end_with
-from pgtlsproxy.proxy.sockets import client_address
-from pgtlsproxy.proxy.status_orders import StatusNews, StatusWelcome
+from pgtlsproxy.proxy.channel import Pong, Answers, ChannelEnded
+from pgtlsproxy.proxy.child import serve_supervisor
+from pgtlsproxy.proxy.status_orders import StatusNews, StatusPing, StatusWelcome
+from pgtlsproxy.proxy.status_tls import StatusTLS, make_status_tls
 from pgtlsproxy.proxy.tally import Tally
-from pgtlsproxy.proxy.units import StatusTLS, Units
+from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.tls.stream import ClearLeg, LegLost, TLSLeg, accept_tls
+
+_T = TypeVar("_T")
 
 CONNECTION_SECONDS: Final = 10.0
 """From accept to the end of the answer: handshake, request and all."""
@@ -37,8 +38,6 @@ MAX_CONNECTIONS: Final = 64
 """At once; one more, and the oldest goes, so that none who says nothing keeps a probe out."""
 
 ACCEPT_BACKOFF_SECONDS: Final = 0.1
-
-STATUS_BUG: Final = 70
 
 QUIT: Final = "/quitquitquit"
 """What a Job says to its sidecar when it is done, by a name that several proxies have in common."""
@@ -51,21 +50,16 @@ def serve_status(control: int, supervisor: int) -> int:
         control: the descriptor of the socket pair's end.
         supervisor: the process that must be our parent.
     """
-    end_with(supervisor)
-    with socket.socket(fileno=control) as sock:
-        answers = Answers(sock)
-        try:
-            welcome, news = answers.receive(), answers.receive()
-        except ChannelEnded:
-            return 0
-        assert isinstance(welcome, StatusWelcome)  # noqa: S101 - it is the first order
-        assert isinstance(news, StatusNews)  # noqa: S101 - it is the second
-        with queued_log(welcome.log.format, welcome.log.level, lock=welcome.lock.number) as logger:
-            try:
-                trio.run(_StatusPage(answers, welcome, news, supervisor, logger).run)
-            except Exception as error:
-                logger.error("bug", exc_info=error)
-                return STATUS_BUG
+    return serve_supervisor(control, supervisor, StatusWelcome, partial(_serve, supervisor))
+
+
+def _serve(supervisor: int, answers: Answers, welcome: StatusWelcome, logger: FilteringBoundLogger) -> int:
+    try:
+        news = answers.receive()
+    except ChannelEnded:
+        return 0
+    assert isinstance(news, StatusNews)  # noqa: S101 - it is the second order
+    trio.run(_StatusPage(answers, welcome, news, supervisor, logger).run)
     return 0
 
 
@@ -80,7 +74,7 @@ class _StatusPage:
     ) -> None:
         self._answers = answers
         self._welcome = welcome
-        self._tally = Tally(welcome.rows, welcome.listeners, welcome.tally.number)
+        self._tally = Tally(welcome.rows, welcome.listeners, welcome.tally.number, reads_only=True)
         self._supervisor = supervisor
         self._has_quit = False
         self._logger = logger
@@ -98,21 +92,24 @@ class _StatusPage:
     async def _hear(self, nursery: trio.Nursery) -> None:
         while True:
             try:
-                news = await trio.to_thread.run_sync(self._answers.receive, abandon_on_cancel=True)
+                order = await trio.to_thread.run_sync(self._answers.receive, abandon_on_cancel=True)
             except ChannelEnded:
                 nursery.cancel_scope.cancel()
                 return
-            assert isinstance(news, StatusNews)  # noqa: S101 - nothing else is said
-            self._take(news)
+            match order:
+                case StatusNews():
+                    self._take(order)
+                case StatusPing():  # answered here, by what answers probes, too
+                    self._answers.send(Pong())
 
     def _take(self, news: StatusNews) -> None:
         self._service: Service = news.service
         self._status = news.status
         if news.files is None:
             return
-        # The workers say what is wrong with it, as of every other unit; here the old one serves on.
-        with contextlib.suppress(ConfigError):
-            self._tls = Units(news.files, lambda _: None).status_tls(news.status)
+        self._tls = None
+        for status, files in news.files:
+            self._tls = make_status_tls(Units(files, lambda _: None), status, self._tls, _attempt)
 
     async def _accept(self, listening: socket.socket, nursery: trio.Nursery) -> None:
         while True:
@@ -212,3 +209,11 @@ class _StatusPage:
             {name: each.active for name, each in sessions.items()},
             {name: each.total for name, each in sessions.items()},
         )
+
+
+def _attempt(_name: str, make: Callable[[], _T | None], old: _T | None) -> _T | None:
+    """Keep what there was: the workers say what is wrong with it, as of every other unit."""
+    try:
+        return make()
+    except ConfigError:
+        return old

@@ -30,6 +30,7 @@ from pgtlsproxy.proxy.channel import (
     Build,
     Built,
     ChannelEnded,
+    Descriptor,
     Pong,
     Serve,
     Serving,
@@ -77,6 +78,7 @@ def supervise(
     files: SnapshotFiles,
     settings: Settings,
     table: SharedTable,
+    lock: Descriptor,
     logger: FilteringBoundLogger,
     given: Given,
 ) -> int:
@@ -86,6 +88,7 @@ def supervise(
         files: what the configuration's files say.
         settings: what the configuration file says.
         table: made by `make_table`.
+        lock: what keeps apart the lines that several processes log.
         logger: where events go.
         given: what whoever has started us has given us.
 
@@ -96,7 +99,7 @@ def supervise(
     # Workers inherit both limits. A core dump would hold keys and passwords.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_descriptor_limit(settings, logger)
-    return _Supervisor(files, settings, table, logger, given).run()
+    return _Supervisor(files, settings, table, lock, logger, given).run()
 
 
 def make_table(settings: Settings) -> SharedTable:
@@ -110,6 +113,7 @@ class _Supervisor:
         files: SnapshotFiles,
         settings: Settings,
         table: SharedTable,
+        lock: Descriptor,
         logger: FilteringBoundLogger,
         given: Given,
     ) -> None:
@@ -126,8 +130,8 @@ class _Supervisor:
         self._woken, self._waking = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._tally = tally = Tally(table.slots, tuple(settings.listeners))
-        self._crew = Crew(settings, table, tally, self._selector, logger)
-        self._page = StatusProcess(files, settings, table, tally, logger)
+        self._crew = Crew(settings, table, tally, lock, self._selector, logger)
+        self._page = StatusProcess(files, settings, lock, tally, logger)
         self._reloads = Reloads(files, self._history, logger, self._crew.replace, self._wake)
         self._manager = ServiceManager(given.contact, self._describe, logger)
 
@@ -148,7 +152,7 @@ class _Supervisor:
                 self._drain_when_due()
                 self._crew.kill_what_does_not_end()
                 self._crew.ping()
-                self._page.tend(self._service(), self._history.newest)
+                self._page.tend(self._service(), self._history.sets)
                 self._tell_manager()
         finally:
             self._close()

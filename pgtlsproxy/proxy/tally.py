@@ -46,18 +46,30 @@ class Tally:
         rows: how many workers have one.
         listeners: their names, from the start on; no other is listened on.
         descriptor: of the memory, when another process has made it.
+        reads_only: whether nothing is counted here.
     """
 
-    def __init__(self, rows: int, listeners: Sequence[str], descriptor: int | None = None) -> None:
+    def __init__(
+        self, rows: int, listeners: Sequence[str], descriptor: int | None = None, *, reads_only: bool = False
+    ) -> None:
         self.listeners = tuple(listeners)
-        self._rows = rows
+        self.rows = rows
         self._row_words = len(self.listeners) * _WORDS
         octets = max(rows * self._row_words * _WORD_OCTETS, mmap.PAGESIZE)
         if descriptor is None:
             descriptor = os.memfd_create("pgtlsproxy-tally", os.MFD_CLOEXEC)
             os.ftruncate(descriptor, octets)
         self.descriptor = descriptor
-        self.words = memoryview(mmap.mmap(descriptor, octets)).cast("Q")
+        access = mmap.ACCESS_READ if reads_only else mmap.ACCESS_WRITE
+        self.words = memoryview(mmap.mmap(descriptor, octets, access=access)).cast("Q")
+
+    def open_to_read(self) -> int:
+        """A descriptor of the memory for a process that counts nothing, which the caller closes.
+
+        Raises:
+            OSError: there is no /proc, or no descriptor to be had.
+        """
+        return os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
     def row(self, number: int) -> TallyRow:
         """The row of a worker, by its number from 1."""
@@ -76,7 +88,7 @@ class Tally:
         """All workers together, by listener."""
 
         def total(offset: int) -> int:
-            return sum(self.words[row * self._row_words + offset] for row in range(self._rows))
+            return sum(self.words[row * self._row_words + offset] for row in range(self.rows))
 
         return {
             name: SessionFigures(

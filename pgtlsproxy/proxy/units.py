@@ -6,7 +6,7 @@ Each function makes one unit, raises ConfigError with every mistake in it, and t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,21 +41,6 @@ from pgtlsproxy.tls.trust import Trust
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
-
-
-@dataclass(frozen=True, slots=True)
-class StatusTLS:
-    """What metrics are served with.
-
-    Args:
-        pair: the certificate and its key.
-        trust: whose certificates may see everything; None where nobody is asked for one.
-        context: of both.
-    """
-
-    pair: KeyPair
-    trust: Trust | None
-    context: SSL.Context = field(repr=False)
 
 
 class Units:
@@ -181,28 +166,31 @@ class Units:
         except ContextError as error:
             raise ConfigError(error.located(f"{self._files.path}: listeners.{name}")) from None
 
-    def status_tls(self, status: Status | None) -> StatusTLS | None:
-        """What metrics are served with; None for HTTP in clear."""
-        if status is None or status.ssl_cert_file is None or status.ssl_key_file is None:
-            return None
-        cert_file, key_file = status.ssl_cert_file, status.ssl_key_file
+    def status_pair(self, status: Status) -> KeyPair:
+        """The certificate and key that metrics are served with."""
+        cert_file, key_file = status.ssl_cert_file or "", status.ssl_key_file or ""
         chain, content = _both(
             lambda: self._chain("status.ssl_cert_file", cert_file),
             lambda: self._key("status.ssl_key_file", key_file),
         )
         try:
             key = private_key(content, key_file, None)
-            pair = key_pair(chain, key, certificate_file=cert_file, key_file=key_file)
+            return key_pair(chain, key, certificate_file=cert_file, key_file=key_file)
         except UnusableFile as error:
             raise self._mistake("status.ssl_key_file", error) from None
-        trust = self._trust(
+
+    def status_trust(self, status: Status) -> Trust | None:
+        """Whose certificates may see more than metrics; None where nobody is asked for one."""
+        return self._trust(
             "status", ("ssl_ca_file", status.ssl_ca_file), ("ssl_crl_file", None), ("ssl_crl_dir", None)
         )
+
+    def status_context(self, pair: KeyPair, trust: Trust | None) -> SSL.Context:
+        """The TLS context that metrics are served with."""
         try:
-            context = contexts.server_context(pair, trust, TLSOptions(), contexts.HTTP_PROTOCOL)
+            return contexts.server_context(pair, trust, TLSOptions(), contexts.HTTP_PROTOCOL)
         except ContextError as error:
             raise ConfigError(error.located(f"{self._files.path}: status")) from None
-        return StatusTLS(pair, trust, context)
 
     def backend_trust(self, name: str, backend: Backend) -> Trust | None:
         """Who vouches for a backend; None where nothing is verified."""

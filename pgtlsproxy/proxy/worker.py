@@ -7,7 +7,6 @@ given the shared table, the files' bytes and the listening sockets.
 from __future__ import annotations
 
 import gc
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -19,7 +18,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import ConfigError, Mistake
-from pgtlsproxy.observability.logs import RefusalFolder, queued_log
+from pgtlsproxy.observability.logs import RefusalFolder
 from pgtlsproxy.proxy.admission import Admission
 from pgtlsproxy.proxy.auth_query import AuthQueries
 from pgtlsproxy.proxy.authorise import LookUps
@@ -38,11 +37,11 @@ from pgtlsproxy.proxy.channel import (
     Swapped,
     Welcome,
 )
+from pgtlsproxy.proxy.child import serve_supervisor
 from pgtlsproxy.proxy.drain import drain
 from pgtlsproxy.proxy.expiry import judge_expiry, not_after
 from pgtlsproxy.proxy.guessing import Guesses
 from pgtlsproxy.proxy.host_probes import HostProbes
-from pgtlsproxy.proxy.lifeline import end_with
 from pgtlsproxy.proxy.mailboxes import Mailboxes
 from pgtlsproxy.proxy.origins import Made, make
 from pgtlsproxy.proxy.relay import open_relay
@@ -67,8 +66,6 @@ Where Python code of the event loop ran 100 of each 150 ms, a message through th
 STATUS_CUT: Final = 3
 """Sessions were cut that may not have been idle."""
 
-STATUS_BUG: Final = 70
-
 
 def work(control: int, supervisor: int) -> int:
     """Serve until told to end. Returns the exit status.
@@ -77,37 +74,24 @@ def work(control: int, supervisor: int) -> int:
         control: the descriptor of the socket pair's end.
         supervisor: the process that must be our parent.
     """
-    end_with(supervisor)
     sys.setswitchinterval(SWITCH_SECONDS)
-    with socket.socket(fileno=control) as sock:
-        answers = Answers(sock)
-        try:
-            welcome = answers.receive()
-        except ChannelEnded:
-            return 0
-        assert isinstance(welcome, Welcome)  # noqa: S101 - it is the first order
-        table = SharedTable(welcome.slots, welcome.table.number)
-        log = welcome.log
-        with queued_log(log.format, log.level, worker=welcome.number, lock=welcome.table.number) as logger:
-            try:
-                prove_tls()
-                has_cut = trio.run(_Worker(answers, welcome, table, logger).run)
-            except Exception as error:
-                logger.error("bug", exc_info=error)
-                return STATUS_BUG
-    return STATUS_CUT if has_cut else 0
+    return serve_supervisor(control, supervisor, Welcome, _work)
+
+
+def _work(answers: Answers, welcome: Welcome, logger: FilteringBoundLogger) -> int:
+    prove_tls()
+    return STATUS_CUT if trio.run(_Worker(answers, welcome, logger).run) else 0
 
 
 class _Worker:
     """The supervisor's orders, and what is done of them."""
 
-    def __init__(
-        self, answers: Answers, welcome: Welcome, table: SharedTable, logger: FilteringBoundLogger
-    ) -> None:
+    def __init__(self, answers: Answers, welcome: Welcome, logger: FilteringBoundLogger) -> None:
         self._answers = answers
         self._logger = logger
         self._folder = RefusalFolder(logger.info)
         self._resolver = Resolver(logger)
+        table = SharedTable(welcome.slots, welcome.table.number)
         self._slot = WorkerSlot(table, welcome.number, welcome.secret)
         self._welcome = welcome
         self._newest: Build | None = None

@@ -271,6 +271,62 @@ def test_a_process_that_hears_nothing_holds_up_no_reload_and_no_shutdown(start):
     assert running.stop() == 0
 
 
+PINGS_OFTEN = """
+import sys
+from pgtlsproxy.proxy import status_process
+status_process.PING_SECONDS = 1.0
+real = status_process.Orders.receive
+def receive(self):
+    found = real(self)
+    if "Alive" in {{type(each).__name__ for each in found}}:
+        open({answers!r}, "a").write("x")
+    return found
+status_process.Orders.receive = receive
+from pgtlsproxy.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_process_that_hangs_is_replaced_though_nobody_has_anything_to_tell_it(start, tmp_path):
+    running = start(command=[sys.executable, "-c", PINGS_OFTEN.format(answers=str(tmp_path / "answers"))])
+    running.wait_for_event("ready", timeout=wire.PATIENCE)
+    until((tmp_path / "answers").exists)  # it has started
+    hung = running.status_pid
+    os.kill(hung, signal.SIGSTOP)
+    running.wait_for_event("status_process_hangs")
+    assert running.wait_for_event("status_process_died")["status"] == -signal.SIGKILL
+    assert get(running, "/livez")[0] == 200
+    assert running.status_pid != hung
+
+
+def test_a_process_that_answers_stays(start, tmp_path):
+    running = start(command=[sys.executable, "-c", PINGS_OFTEN.format(answers=str(tmp_path / "answers"))])
+    running.wait_for_event("ready", timeout=wire.PATIENCE)
+    before = until(lambda: running.status_pid)
+    until(lambda: (tmp_path / "answers").exists() and (tmp_path / "answers").stat().st_size >= 3)
+    assert running.status_pid == before
+    assert running.log_events("status_process_hangs") == []
+
+
+def test_what_workers_share_can_be_read_only_or_not_at_all(start):
+    running = start()
+    assert get(running, "/livez")[0] == 200
+    maps = Path(f"/proc/{running.status_pid}/maps").read_text().splitlines()
+    shared = [line.split() for line in maps if "/memfd:pgtlsproxy" in line]
+    assert [(access, name) for _, access, _, _, _, name, *_ in shared] == [
+        ("r--s", "/memfd:pgtlsproxy-tally")
+    ]
+    held = {
+        link.readlink().name.partition(" ")[0]: (link.parents[1] / "fdinfo" / link.name).read_text()
+        for link in Path(f"/proc/{running.status_pid}/fd").iterdir()
+    }
+    assert {name for name in held if name.startswith("memfd:")} == {
+        "memfd:pgtlsproxy-tally", "memfd:pgtlsproxy-log",
+    }  # fmt: skip
+    flags = int(held["memfd:pgtlsproxy-tally"].partition("flags:")[2].split()[0], 8)
+    assert flags & os.O_ACCMODE == os.O_RDONLY
+
+
 # --- Who is answered ------------------------------------------------------------------------------------
 
 
@@ -376,9 +432,9 @@ def test_with_a_ca_its_certificates_see_everything_and_others_see_what_everybody
         "listen": "0.0.0.0:0",
         "ssl_cert_file": "server.crt",
         "ssl_key_file": "server.key",
-        "ssl_ca_file": certs.ca.crt,
+        "ssl_ca_file": "ca.crt",
     }
-    running = start(status=status, files=files)
+    running = start(status=status, files=files | {"ca.crt": certs.ca.crt.read_bytes()})
     running.wait_for_event("ready", timeout=wire.PATIENCE)
 
     def context(shown=None):
@@ -402,9 +458,9 @@ def test_with_a_ca_its_certificates_see_everything_and_others_see_what_everybody
         get(running, "/metrics", tls=context(certs.other_ca.issue(common_names("operator"), usage="client")))
     with pytest.raises((ssl.SSLError, ConnectionError, http.client.HTTPException)):
         get(running, "/metrics")
-    # A certificate that does not load keeps the old one, a good one is served at once.
+    # A certificate that does not load keeps the old one, a good one is served at once, whatever the CA is like.
     (running.config.parent / "server.crt").write_text("nonsense")
-    assert running.reload()["kept"] == ["TLS settings of status"]
+    assert running.reload()["kept"] == ["certificate of status"]
     assert get(running, "/livez", tls=context())[0] == 200
     renewed = certs.ca.issue(certs.server.certificate.subject, names=("localhost", "127.0.0.1"))
     (running.config.parent / "server.crt").write_bytes(renewed.crt.read_bytes())
@@ -419,6 +475,16 @@ def test_with_a_ca_its_certificates_see_everything_and_others_see_what_everybody
             return int(tls.getpeercert()["serialNumber"], 16)
 
     until(lambda: served() == renewed.certificate.serial_number)
+    (running.config.parent / "ca.crt").write_text("nonsense")
+    again = certs.ca.issue(certs.server.certificate.subject, names=("localhost", "127.0.0.1"))
+    (running.config.parent / "server.crt").write_bytes(again.crt.read_bytes())
+    (running.config.parent / "server.key").write_bytes(again.key.read_bytes())
+    assert running.reload()["kept"] == ["CA of status"]
+    until(lambda: served() == again.certificate.serial_number)
+    os.kill(running.status_pid, signal.SIGKILL)
+    running.wait_for_event("status_process_died")
+    assert served() == again.certificate.serial_number, "who takes its place serves the same"
+    assert get(running, "/status", tls=context(certs.client("operator")))[0] == 200
 
 
 def test_an_address_that_is_taken_is_named(proxy, certs, command_line):

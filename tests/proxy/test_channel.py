@@ -17,6 +17,7 @@ from pgtlsproxy.proxy.channel import (
     Descriptor,
     Drain,
     FileSet,
+    Logging,
     Orders,
     Serve,
     Serving,
@@ -64,7 +65,7 @@ def files(folder):
 def test_files_of_any_length_arrive_in_order_with_their_secrets_and_folders(ends, tmp_path):
     (tmp_path / "alice.crt").write_bytes(b"alice's")
     folder = Folder(str(tmp_path), "folder")
-    sent = Build(7, (FileSet(7, files(folder), 7),), beside=True)
+    sent = Build(7, 2, (FileSet(7, files(folder), 7),), beside=True)
     build, swap = delivered(ends, sent, Swap(7))
     assert (swap, build.generation, build.beside) == (Swap(7), 7, True)
     got = build.sets[0].files
@@ -85,8 +86,8 @@ def test_what_goes_along_stays_open_until_it_is_sent(ends, tmp_path):
     folder = Folder(str(tmp_path), "folder")
     before = os.fstat(folder.fileno()).st_ino
     while not up.wants_to_send:
-        up.send(pack(Build(1, (FileSet(1, files(folder), 1),), beside=True)))
-    up.send(pack(Build(2, (FileSet(2, files(folder), 2),), beside=True)))
+        up.send(pack(Build(1, 1, (FileSet(1, files(folder), 1),), beside=True)))
+    up.send(pack(Build(2, 2, (FileSet(2, files(folder), 2),), beside=True)))
     del folder
     stranger = os.open("/", os.O_RDONLY)  # takes the number of a descriptor that was closed too early
     try:
@@ -124,12 +125,23 @@ def test_a_welcome_brings_all_that_is_shared(ends, tmp_path):
     with ours, theirs, (tmp_path / "table").open("wb") as table:
         secret = Secret(b"s" * 32)
         shared = Descriptor(table.fileno())
-        sent = Welcome(3, Log(level="debug"), shared, 4, secret, ours, (theirs, theirs), shared, ("a", "b"))
+        sent = Welcome(
+            3,
+            Logging(Log(level="debug"), shared, 3),
+            shared,
+            4,
+            secret,
+            ours,
+            (theirs, theirs),
+            shared,
+            ("a", "b"),
+        )
         (welcome,) = delivered(ends, sent)
         with welcome.inbox, welcome.mailboxes[0], welcome.mailboxes[1]:
-            assert (welcome.number, welcome.log, welcome.slots) == (3, Log(level="debug"), 4)
+            assert (welcome.number, welcome.logging.log, welcome.slots) == (3, Log(level="debug"), 4)
             assert (welcome.secret, welcome.listeners) == (secret, ("a", "b"))
             os.close(welcome.tally.number)
+            os.close(welcome.logging.lock.number)
             assert os.fstat(welcome.table.number).st_ino == os.fstat(table.fileno()).st_ino
             os.close(welcome.table.number)
 
@@ -143,7 +155,7 @@ def answers_of(ends, count):
 
 def test_answers_arrive_as_they_were(ends):
     built = Built(
-        3, is_usable=True, mistakes=[("a: b", "c" * LONG)], kept=["policy of listener a"], in_use=[1, 3]
+        3, 2, is_usable=True, mistakes=[("a: b", "c" * LONG)], kept=["policy of listener a"], in_use=[1, 3]
     )
     sender = threading.Thread(target=lambda: [ends[1].send(each) for each in (Serving(), built, Swapped(3))])
     sender.start()

@@ -1,7 +1,9 @@
 """Sessions are counted in memory that workers share, and what was counted survives them."""
 
+import os
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +47,19 @@ def test_another_process_sees_the_same_memory():
     count.let_in()
     assert tally.figures()["b"].active == 1
     assert tally.figures()["a"].active == tally.figures()["c"].active == 0
+
+
+def test_who_only_reads_sees_it_and_can_change_nothing():
+    tally = Tally(1, ("a",))
+    reader = Tally(1, ("a",), tally.open_to_read(), reads_only=True)
+    session = tally.row(1).session("a")
+    session.let_in()
+    assert reader.figures()["a"].active == 1
+    with pytest.raises(TypeError, match="read-only"):
+        reader.row(1).session("a").let_in()
+    with pytest.raises(PermissionError):
+        Tally(1, ("a",), reader.descriptor)
+    os.close(reader.descriptor)
 
 
 def test_the_sessions_of_a_worker_that_dies_are_cut_and_its_counters_go_on():

@@ -50,6 +50,11 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
         5_000,
         ("tests/promises/test_thousands_of_idle_sessions_cost_memory_alone.py",),
     ),
+    "reloads": Campaign(
+        "PGTLSPROXY_RELOADS",
+        50,
+        ("tests/promises/test_reloads_disturb_no_session_and_mix_no_generations.py",),
+    ),
     "users": Campaign("PGTLSPROXY_USERS", 200, ("tests/promises/test_nobody_learns_who_exists.py",)),
     "floods": Campaign(
         "PGTLSPROXY_FLOOD",

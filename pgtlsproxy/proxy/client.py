@@ -48,6 +48,15 @@ class Client:
         self._is_answered = False
         self._is_in_handshake = False
 
+    async def agree_to_tls(self) -> None:
+        """Answer SSLRequest with yes: what comes in clear from here on the client takes for TLS.
+
+        Raises:
+            ClientGone: the connection broke.
+        """
+        self._is_in_handshake = True
+        await self.send(b"S")
+
     async def start_tls(self, context: SSL.Context) -> TLSLeg:
         """Take the server's part of a TLS handshake, once.
 

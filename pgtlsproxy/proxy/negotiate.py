@@ -89,7 +89,7 @@ async def _read_startup(
         packet = await _read_packet(accepted, client)
         match negotiation.receive(packet):
             case Action.START_TLS:
-                await client.send(b"S")
+                await client.agree_to_tls()
                 if not await client.peek():
                     raise ClientGone("the client closed before its TLS handshake")
                 await _start_tls(accepted, client, log)

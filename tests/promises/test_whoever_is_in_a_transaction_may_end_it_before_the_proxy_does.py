@@ -4,8 +4,10 @@ import os
 import signal
 import socket
 import subprocess
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import pytest
 import pgtlsproxy
 from fixtures import wire
 from fixtures.clients import clean_environment
-from fixtures.deployments import config, in_clear, passthrough
+from fixtures.conversations import EXECUTE, SYNC, bind, parse
+from fixtures.deployments import config, in_clear, passthrough, with_tls
 from fixtures.fake_backend import silent
-from fixtures.legs import LEGS, SERVER_HBA, start_legs
+from fixtures.legs import LEGS, SERVER_HBA, Legs, start_legs
 from fixtures.postgres import password
 from fixtures.proxy import COMMAND
 from fixtures.waiting import until
@@ -212,6 +215,86 @@ def test_unfinished_handshakes_are_broken_off(start):
             assert client.ask_for_tls() == b"S"
         legs.running.signal(signal.SIGTERM)
         assert legs.running.wait() == ENDED
+
+
+def test_nobody_is_ended_between_the_answers_of_a_pipeline(start):
+    """The first ReadyForQuery is followed by two seconds of silence, and is not the end of what was asked."""
+    legs = start()
+    with logged_in(legs) as client:
+        client.send(parse("SELECT $1::int") + bind(b"1") + EXECUTE + SYNC)
+        client.send(parse("SELECT pg_sleep($1)") + bind(b"2") + EXECUTE + SYNC)
+        client.read_until(b"Z")
+        legs.running.signal(signal.SIGTERM)
+        assert [message.kind for message in client.read_until(b"Z")] == [b"1", b"2", b"D", b"C", b"Z"]
+        assert client.read_error().fields["C"] == "57P01"
+        assert legs.running.wait() == ENDED
+
+
+@contextmanager
+def logged_in(legs, leg="clear_tls"):
+    with wire.WireClient(("127.0.0.1", legs.running.port(leg))) as client:
+        client.send(wire.startup(user="alice"))
+        wire.log_in(client, password("alice"))
+        yield client
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["without transfers", "with transfers"])
+def test_of_all_kinds_at_once_each_ends_as_it_should(proxy, tls_cluster, certs, fake_backend, streams):
+    dialled = fake_backend(silent)
+    backends = {
+        "primary": passthrough(tls_cluster(17, SERVER_HBA), certs),
+        "silent": passthrough(dialled, certs, connect_timeout="60s"),
+    }
+    listeners = {"clear_tls": in_clear(), "dials": in_clear(backend="silent"), ALL_TLS: with_tls(certs)}
+    settings = config(listeners, **backends) | {"drain_timeout": "4s", "workers": 2}
+    files = {"pg_hba.conf": "host all all all scram-sha-256\n"}
+    running = proxy(settings, files)
+    legs = Legs(running, tls_cluster(17, SERVER_HBA), certs)
+    running.wait_for_event("ready")
+    with ExitStack() as stack, ThreadPoolExecutor() as beside:
+        idle = [session(stack, legs, leg) for leg in ("clear_tls", ALL_TLS) for _ in range(3)]
+        idle[0].execute("LISTEN something")
+        busy = [session(stack, legs, leg) for leg in ("clear_tls", ALL_TLS)]
+        for connection in busy:
+            connection.execute("BEGIN")
+        sleeping = session(stack, legs, name="sleeps")
+        answer = beside.submit(sleeping.execute, "SELECT pg_sleep(2), 'all of it'")
+        until(lambda: is_active(legs, "sleeps"))
+        transfers = []
+        if streams:
+            out, into = (stack.enter_context(logged_in(legs)) for _ in range(2))
+            out.send(wire.query("COPY (SELECT generate_series(1, 1000000000)) TO STDOUT"))
+            out.read_until(b"d")
+            into.send(wire.query("CREATE TEMP TABLE t (n int)"))
+            into.read_until(b"Z")
+            into.send(wire.query("COPY t FROM STDIN"))
+            into.read_until(b"G")
+            into.send(wire.message(b"d", b"1\n"))
+            transfers = [out, into]
+        dialling = stack.enter_context(wire.WireClient(("127.0.0.1", running.port("dials"))))
+        dialling.send(wire.startup(user="alice"))
+        until(lambda: dialled.conversations)
+        shaking = stack.enter_context(wire.WireClient(("127.0.0.1", running.port(ALL_TLS))))
+        assert shaking.ask_for_tls() == b"S"
+        running.signal(signal.SIGTERM)
+        for connection in idle:
+            until(partial(is_told, connection))
+        assert dialling.read_error().fields["C"] == "57P01"
+        assert shaking.read_to_end() == b""
+        for connection in busy:
+            assert connection.execute("COMMIT").statusmessage == "COMMIT"
+            until(partial(is_told, connection))
+        assert answer.result().fetchall() == [("", "all of it")]
+        until(partial(is_told, sleeping))
+        for client in transfers:
+            with pytest.raises(ConnectionResetError):
+                while client.receive():
+                    pass
+        assert running.wait() == (CUT if streams else ENDED)
+    ended = running.log_events("session_ended")
+    assert Counter(event["reason"] for event in ended) == Counter(
+        {"the proxy shuts down": len(idle) + len(busy) + 1}
+    ) + Counter({"the proxy shuts down, and its answer did not end by drain_timeout": len(transfers)})
 
 
 def test_told_twice_it_ends_at_once(start):

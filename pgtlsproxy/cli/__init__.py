@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from typing import Any, Final
@@ -81,6 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not sys.warnoptions:
         # Libraries warn whoever writes programs, as of odd certificates; stderr is for whoever runs this one.
         warnings.simplefilter("ignore")
+    # What is installed beside us has no part in how settings are read, and to look for it takes 10 ms.
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     try:
         status: Any = cli.main(args=arguments, prog_name="pgtlsproxy", standalone_mode=False)
     except click.UsageError as error:

@@ -97,11 +97,11 @@ def _rules(files: SnapshotFiles, name: str, listener: Listener) -> Rules:
 
 def _client_trust(files: SnapshotFiles, name: str, listener: Listener) -> Trust | None:
     """Who vouches for a listener's clients; None where none is asked for a certificate."""
-    from pgtlsproxy.proxy.units import Units
+    from pgtlsproxy.proxy.trusts import Trusts
 
     if not listener.ssl:
         return None
-    return Units(with_client_trust(files, listener), lambda _: None).client_trust(name, listener)
+    return Trusts(with_client_trust(files, listener), lambda _: None).of_clients(name, listener)
 
 
 def _listener_name(listeners: Mapping[str, Listener], listener: str | None) -> str:

@@ -32,7 +32,7 @@ def serve(path: str) -> int:
     from pgtlsproxy.observability.logs import queued_log
     from pgtlsproxy.observability.stream import open_lock
     from pgtlsproxy.proxy.channel import Descriptor
-    from pgtlsproxy.proxy.files import read
+    from pgtlsproxy.proxy.reading import read
     from pgtlsproxy.proxy.supervisor import make_table, supervise, take_what_is_given
 
     try:

@@ -15,8 +15,9 @@ from pgtlsproxy.config import Settings
 from pgtlsproxy.observability.figures import Loaded, NotAfter
 from pgtlsproxy.proxy.channel import Build, Built, FileSet, Packed, Swap, pack
 from pgtlsproxy.proxy.errands import HANG_SECONDS, Errand, Errands, NoThread
-from pgtlsproxy.proxy.files import SnapshotFiles, read_content, with_passphrases
+from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.history import History
+from pgtlsproxy.proxy.reading import read_content, with_passphrases
 from pgtlsproxy.proxy.rule_files import Note
 from pgtlsproxy.proxy.watch import Look, Watch
 from pgtlsproxy.proxy.worker_process import WorkerProcess

@@ -22,7 +22,7 @@ from pgtlsproxy.policy.access import Rules
 from pgtlsproxy.protocol.passfile import Passfile
 from pgtlsproxy.protocol.scram.secrets import Secrets
 from pgtlsproxy.proxy.backend_passwords import BackendPasswords
-from pgtlsproxy.proxy.files import SnapshotFiles, read
+from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.issuers import knowing_issuers, with_trusted_issuers
 from pgtlsproxy.proxy.listener_secrets import (
     auth_passfile_path,
@@ -31,6 +31,7 @@ from pgtlsproxy.proxy.listener_secrets import (
     secrets_of_kept_policy,
 )
 from pgtlsproxy.proxy.policies import make_rules
+from pgtlsproxy.proxy.reading import read
 from pgtlsproxy.proxy.restarts import restart_warnings
 from pgtlsproxy.proxy.status_tls import StatusTLS, make_status_tls
 from pgtlsproxy.proxy.units import Units
@@ -276,7 +277,7 @@ class _Builder:
         )
         trust = self._unit(
             f"CA of listener {name}",
-            lambda: units.client_trust(name, settings),
+            lambda: units.trusts.of_clients(name, settings),
             old.trust if old else None,
         )
         if pair is None or (settings.ssl_ca_file is not None and trust is None):
@@ -364,7 +365,9 @@ class _Builder:
     def _backend(self, name: str, settings: Backend, old: BackendSnapshot | None) -> BackendSnapshot | None:
         units = self._units
         trust = self._unit(
-            f"CA of backend {name}", lambda: units.backend_trust(name, settings), old.trust if old else None
+            f"CA of backend {name}",
+            lambda: units.trusts.of_backend(name, settings),
+            old.trust if old else None,
         )
         pair = self._unit(
             f"certificate of backend {name}",

@@ -52,4 +52,4 @@ class StatusNews:
 
 @dataclass(frozen=True, slots=True)
 class StatusPing:
-    """Answer `Alive`."""
+    """Answer `Pong`."""

@@ -56,7 +56,7 @@ def make_status_tls(
     if status is None or status.ssl_cert_file is None:
         return None
     pair = attempt("certificate of status", partial(units.status_pair, status), old.pair if old else None)
-    trust = attempt("CA of status", partial(units.status_trust, status), old.trust if old else None)
+    trust = attempt("CA of status", partial(units.trusts.of_status, status), old.trust if old else None)
     if pair is None or (status.ssl_ca_file is not None and trust is None):
         return old
     return attempt(

@@ -19,11 +19,12 @@ from pgtlsproxy.identity import Secret
 from pgtlsproxy.protocol.passfile import Passfile, parse_passfile
 from pgtlsproxy.protocol.scram.secrets import Secrets, parse_secrets
 from pgtlsproxy.proxy.backend_passwords import BackendPasswords, probe_passfile_path
-from pgtlsproxy.proxy.files import SYSTEM_ROOTS, Directory, SnapshotFiles
+from pgtlsproxy.proxy.contents import Contents
+from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.listener_secrets import auth_passfile_path
+from pgtlsproxy.proxy.trusts import Trusts
 from pgtlsproxy.proxy.user_certificates import UserCertificates, UserFiles
 from pgtlsproxy.tls import contexts
-from pgtlsproxy.tls.anchors import crl_warning, require_root
 from pgtlsproxy.tls.certificates import end_point_hash_name
 from pgtlsproxy.tls.contexts import ContextError, KeyPair, TLSOptions
 from pgtlsproxy.tls.file_access import UnusableFile
@@ -33,9 +34,6 @@ from pgtlsproxy.tls.files import (
     dh_parameters,
     key_pair,
     private_key,
-    revocation_lists,
-    revocation_lists_in_directory,
-    trusted_certificates,
 )
 from pgtlsproxy.tls.trust import Trust
 
@@ -49,11 +47,16 @@ class Units:
     Args:
         files: what was read.
         warn: told of what can be used, but deserves a look.
+
+    Attributes:
+        trusts: makes those of the units that are trusts.
     """
 
     def __init__(self, files: SnapshotFiles, warn: Callable[[Mistake], None]) -> None:
         self._files = files
+        self._contents = Contents(files)
         self._warn = warn
+        self.trusts = Trusts(files, warn)
 
     def server_pair(self, name: str, listener: Listener, in_service: KeyPair | None) -> KeyPair:
         """The certificate and key of a listener.
@@ -68,14 +71,14 @@ class Units:
         cert_file, key_file = listener.ssl_cert_file or "", listener.ssl_key_file or ""
         chain, content = _both(
             lambda: self._chain(f"{where}.ssl_cert_file", cert_file),
-            lambda: self._key(f"{where}.ssl_key_file", key_file),
+            lambda: self._contents.key(f"{where}.ssl_key_file", key_file),
         )
         for warning in chain_warnings(chain, cert_file):
-            self._warn(Mistake(f"{self._files.path}: {where}.ssl_cert_file", warning))
+            self._warn(Mistake(self._contents.located(f"{where}.ssl_cert_file"), warning))
         self._warn_of_no_end_point_hash(where, listener, chain[0])
         passphrase = self._files.passphrases.get(name)
         if isinstance(passphrase, UnusableFile):
-            raise self._mistake(f"{where}.ssl_passphrase_command", passphrase)
+            raise self._contents.mistake(f"{where}.ssl_passphrase_command", passphrase)
         needs_command = listener.ssl_passphrase_command is not None and passphrase is None
         if needs_command and in_service is not None and in_service.chain == chain:
             return in_service
@@ -84,12 +87,12 @@ class Units:
             return key_pair(chain, key, certificate_file=cert_file, key_file=key_file)
         except UnusableFile as error:
             if not needs_command:
-                raise self._mistake(f"{where}.ssl_key_file", error) from None
+                raise self._contents.mistake(f"{where}.ssl_key_file", error) from None
             problem = UnusableFile(
                 f'private key file "{key_file}" cannot be reloaded because it requires a passphrase; '
                 "set ssl_passphrase_command_supports_reload"
             )
-            raise self._mistake(f"{where}.ssl_key_file", problem) from None
+            raise self._contents.mistake(f"{where}.ssl_key_file", problem) from None
 
     def _warn_of_no_end_point_hash(self, where: str, listener: Listener, leaf: x509.Certificate) -> None:
         """Say that libpq gives up where it is offered channel binding to such a certificate."""
@@ -102,21 +105,12 @@ class Units:
         if may_offer_binding and end_point_hash_name(leaf) is None:
             self._warn(
                 Mistake(
-                    f"{self._files.path}: {where}.ssl_cert_file",
+                    self._contents.located(f"{where}.ssl_cert_file"),
                     "the certificate's signature has no hash of its own, as with Ed25519 and Ed448: SCRAM "
                     "cannot bind to it (tls-server-end-point, RFC 5929), and libpq cannot log in where it is "
                     "offered that, unless told channel_binding=disable; use a CA with an RSA or ECDSA key",
                 )
             )
-
-    def client_trust(self, name: str, listener: Listener) -> Trust | None:
-        """Who vouches for the clients of a listener; None where nobody is asked for a certificate."""
-        return self._trust(
-            f"listeners.{name}",
-            ("ssl_ca_file", listener.ssl_ca_file),
-            ("ssl_crl_file", listener.ssl_crl_file),
-            ("ssl_crl_dir", listener.ssl_crl_dir),
-        )
 
     def secrets(self, name: str, listener: Listener) -> Secrets | None:
         """The SCRAM verifiers that a listener has of its users; None where it has no way to know any."""
@@ -124,12 +118,12 @@ class Units:
             return None
         path, secrets = listener.scram_secrets_file, Secrets("", {})
         if path is not None:
-            secrets = parse_secrets(path, self._key(f"listeners.{name}.scram_secrets_file", path))
+            secrets = parse_secrets(path, self._contents.key(f"listeners.{name}.scram_secrets_file", path))
         mock = listener.mock_secret_file
         if mock is None or mock not in self._files.keys:
             return secrets
         return replace(
-            secrets, mock_secret=Secret(self._key(f"listeners.{name}.scram_mock_secret_file", mock))
+            secrets, mock_secret=Secret(self._contents.key(f"listeners.{name}.scram_mock_secret_file", mock))
         )
 
     def auth_passfile(self, name: str, listener: Listener) -> Passfile | None:
@@ -153,9 +147,9 @@ class Units:
         if path is None:
             return None
         try:
-            return dh_parameters(self._plain(where, path), path)
+            return dh_parameters(self._contents.plain(where, path), path)
         except UnusableFile as error:
-            raise self._mistake(where, error) from None
+            raise self._contents.mistake(where, error) from None
 
     def server_context(
         self, name: str, pair: KeyPair, trust: Trust | None, options: TLSOptions
@@ -164,42 +158,27 @@ class Units:
         try:
             return contexts.server_context(pair, trust, options)
         except ContextError as error:
-            raise ConfigError(error.located(f"{self._files.path}: listeners.{name}")) from None
+            raise ConfigError(error.located(self._contents.located(f"listeners.{name}"))) from None
 
     def status_pair(self, status: Status) -> KeyPair:
         """The certificate and key that metrics are served with."""
         cert_file, key_file = status.ssl_cert_file or "", status.ssl_key_file or ""
         chain, content = _both(
             lambda: self._chain("status.ssl_cert_file", cert_file),
-            lambda: self._key("status.ssl_key_file", key_file),
+            lambda: self._contents.key("status.ssl_key_file", key_file),
         )
         try:
             key = private_key(content, key_file, None)
             return key_pair(chain, key, certificate_file=cert_file, key_file=key_file)
         except UnusableFile as error:
-            raise self._mistake("status.ssl_key_file", error) from None
-
-    def status_trust(self, status: Status) -> Trust | None:
-        """Whose certificates may see more than metrics; None where nobody is asked for one."""
-        return self._trust(
-            "status", ("ssl_ca_file", status.ssl_ca_file), ("ssl_crl_file", None), ("ssl_crl_dir", None)
-        )
+            raise self._contents.mistake("status.ssl_key_file", error) from None
 
     def status_context(self, pair: KeyPair, trust: Trust | None) -> SSL.Context:
         """The TLS context that metrics are served with."""
         try:
             return contexts.server_context(pair, trust, TLSOptions(), contexts.HTTP_PROTOCOL)
         except ContextError as error:
-            raise ConfigError(error.located(f"{self._files.path}: status")) from None
-
-    def backend_trust(self, name: str, backend: Backend) -> Trust | None:
-        """Who vouches for a backend; None where nothing is verified."""
-        return self._trust(
-            f"backends.{name}",
-            ("sslrootcert", backend.sslrootcert),
-            ("sslcrl", backend.sslcrl),
-            ("sslcrldir", backend.sslcrldir),
-        )
+            raise ConfigError(error.located(self._contents.located("status"))) from None
 
     def backend_pair(self, name: str, backend: Backend) -> KeyPair | None:
         """The proxy's certificate for a backend; None without, or with one a user."""
@@ -208,13 +187,14 @@ class Units:
         where, cert_file, key_file = f"backends.{name}", backend.sslcert, backend.sslkey
         passphrase = self._passphrase(name, backend)
         chain, content = _both(
-            lambda: self._chain(f"{where}.sslcert", cert_file), lambda: self._key(f"{where}.sslkey", key_file)
+            lambda: self._chain(f"{where}.sslcert", cert_file),
+            lambda: self._contents.key(f"{where}.sslkey", key_file),
         )
         try:
             key = private_key(content, key_file, passphrase)
             return key_pair(chain, key, certificate_file=cert_file, key_file=key_file)
         except UnusableFile as error:
-            raise self._mistake(f"{where}.sslkey", error) from None
+            raise self._contents.mistake(f"{where}.sslkey", error) from None
 
     def user_certificates(self, name: str, backend: Backend, trust: Trust | None) -> UserCertificates | None:
         """One certificate a user for a backend, read when it is needed; None where all share one."""
@@ -227,16 +207,13 @@ class Units:
 
     def _user_files(self, where: str, template: str) -> UserFiles:
         path = Path(template)
-        folder = self._files.folders[str(path.parent)]
-        if isinstance(folder, UnusableFile):
-            raise self._mistake(where, folder)
-        return UserFiles(folder, path.name)
+        return UserFiles(self._contents.folder(where, str(path.parent)), path.name)
 
     def _passphrase(self, name: str, backend: Backend) -> Secret | None:
         """The passphrase of a backend's sslkey, or of all of them with one a user; None without."""
         if backend.sslpassword_file is None:
             return backend.sslpassword
-        content = self._key(f"backends.{name}.sslpassword_file", backend.sslpassword_file)
+        content = self._contents.key(f"backends.{name}.sslpassword_file", backend.sslpassword_file)
         return Secret(content.partition(b"\n")[0].rstrip(b"\r"))
 
     def backend_context(
@@ -249,7 +226,7 @@ class Units:
             return contexts.backend_context(pair, trust, backend_options(backend))
         except ContextError as error:
             names = {"ssl_ciphers": "ssl_min_protocol_version"}
-            raise ConfigError(error.located(f"{self._files.path}: backends.{name}", names)) from None
+            raise ConfigError(error.located(self._contents.located(f"backends.{name}"), names)) from None
 
     def passwords(self, name: str, backend: Backend) -> BackendPasswords:
         """The passwords that the proxy has itself for a backend."""
@@ -261,72 +238,13 @@ class Units:
         )
 
     def _passfile(self, where: str, path: str | None) -> Passfile | None:
-        return None if path is None else parse_passfile(path, self._key(where, path))
-
-    def _trust(
-        self,
-        where: str,
-        anchors: tuple[str, str | None],
-        crl: tuple[str, str | None],
-        crl_dir: tuple[str, str | None],
-    ) -> Trust | None:
-        key, path = anchors
-        if path is None:
-            return None
-        try:
-            trusted = trusted_certificates(self._anchors(f"{where}.{key}", path), path)
-            require_root(trusted, path)
-        except UnusableFile as error:
-            raise self._mistake(f"{where}.{key}", error) from None
-        lists: list[x509.CertificateRevocationList] = []
-        key, path = crl
-        try:
-            if path is not None:
-                lists.extend(revocation_lists(self._plain(f"{where}.{key}", path), path))
-            key, path = crl_dir
-            if path is not None:
-                lists.extend(revocation_lists_in_directory(self._directory(f"{where}.{key}", path), path))
-        except UnusableFile as error:
-            raise self._mistake(f"{where}.{key}", error) from None
-        trust = Trust(trusted, tuple(lists), check_crls=crl[1] is not None or crl_dir[1] is not None)
-        if (warning := crl_warning(trust)) is not None:
-            key = crl[0] if crl[1] is not None else crl_dir[0]
-            self._warn(Mistake(f"{self._files.path}: {where}.{key}", warning))
-        return trust
-
-    def _anchors(self, where: str, path: str) -> bytes:
-        if path != SYSTEM_ROOTS:
-            return self._plain(where, path)
-        roots = self._files.roots
-        if roots is None or isinstance(roots, UnusableFile):
-            raise self._mistake(where, roots or UnusableFile("the system's root certificates were not read"))
-        return roots.content
+        return None if path is None else parse_passfile(path, self._contents.key(where, path))
 
     def _chain(self, where: str, path: str) -> tuple[x509.Certificate, ...]:
         try:
-            return certificate_chain(self._plain(where, path), path)
+            return certificate_chain(self._contents.plain(where, path), path)
         except UnusableFile as error:
-            raise self._mistake(where, error) from None
-
-    def _plain(self, where: str, path: str) -> bytes:
-        return self._read(where, self._files.plain[path])
-
-    def _key(self, where: str, path: str) -> bytes:
-        return self._read(where, self._files.keys[path])
-
-    def _directory(self, where: str, path: str) -> Directory:
-        found = self._files.directories[path]
-        if isinstance(found, UnusableFile):
-            raise self._mistake(where, found)
-        return found
-
-    def _read(self, where: str, found: bytes | UnusableFile) -> bytes:
-        if isinstance(found, UnusableFile):
-            raise self._mistake(where, found)
-        return found
-
-    def _mistake(self, where: str, error: UnusableFile) -> ConfigError:
-        return ConfigError([Mistake(f"{self._files.path}: {where}", str(error))])
+            raise self._contents.mistake(where, error) from None
 
 
 def _both(first: Callable[[], _T], second: Callable[[], _U]) -> tuple[_T, _U]:

@@ -21,7 +21,8 @@ from structlog.typing import FilteringBoundLogger
 from pgtlsproxy.config import Settings
 from pgtlsproxy.policy.inclusion import Unreadable
 from pgtlsproxy.proxy.errands import Errand, Errands, NoThread
-from pgtlsproxy.proxy.files import SnapshotFiles, read_content
+from pgtlsproxy.proxy.files import SnapshotFiles
+from pgtlsproxy.proxy.reading import read_content
 from pgtlsproxy.proxy.rule_files import Note
 from pgtlsproxy.tls.file_access import Folder, UnusableFile
 

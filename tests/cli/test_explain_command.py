@@ -582,17 +582,65 @@ def test_a_log_is_read_from_a_file_too(written, explained, tmp_path):
 # --- What it loads --------------------------------------------------------------------------------------
 
 
-def test_neither_openssl_nor_an_event_loop_is_loaded_for_a_plain_question(written, certs):
-    path = written()
+# What takes a cold process its time, and answers no question.
+NEVER_LOADED = {
+    "trio", "asyncio", "ssl", "attr", "structlog", "logging", "rich", "subprocess", "pgtlsproxy.protocol",
+    "pgtlsproxy.proxy.reading", "pgtlsproxy.proxy.units", "pgtlsproxy.proxy.snapshot",
+}  # fmt: skip
+OF_CERTIFICATES = {"OpenSSL", "cryptography"}
+
+COLD = {
+    "a name": (["--cn", "alice"], False),
+    "a DN": (["--dn", "CN=alice"], False),
+    "subjectAltNames": (["--cn", "alice", "--san", "DNS:alice"], False),
+    "no certificate": (["--no-certificate"], False),
+    "clear text": (["--no-tls"], False),
+    "a certificate": (["--certificate"], True),
+    "a CA": (["--cn", "alice", "--issuer", "CN=pgtlsproxy test CA"], True),
+    "a line of the log": (["--log", "-"], False),
+}
+"""Options, and whether certificates have to be read for them."""
+
+
+def loaded(*arguments, folder=None):
+    """What a process has loaded when it has answered a question, which is nearly all of its time."""
     program = (
         "import sys\nfrom pgtlsproxy.cli import main\n"
         "try: main(sys.argv[1:])\n"
-        "except SystemExit as ended: status = ended.code\n"
-        "print(status, *sorted({'trio', 'OpenSSL', 'cryptography', 'ssl', 'structlog', 'rich'} & sys.modules.keys()))"
+        "except SystemExit as ended: print(ended.code, *sys.modules)"
     )
-    asked = ["explain", "-c", path, "--json", "--user", "alice", "--address", "10.0.0.1", "--cn", "alice"]
-    done = subprocess.run([sys.executable, "-c", program, *asked], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "explain", "--json", *map(str, arguments)],
+        capture_output=True, input=json.dumps(EVENT), text=True, check=True,
+        env=os.environ | ({"PYTHONPATH": str(folder)} if folder else {}),
+    )  # fmt: skip
+    status, *modules = done.stdout.splitlines()[-1].split()
+    assert int(status) in {EXIT_ALLOWED, EXIT_REFUSED}
+    return set(modules)
+
+
+@pytest.mark.parametrize("case", COLD)
+def test_only_what_the_question_needs_is_loaded(written, certs, case):
+    options, reads_certificates = COLD[case]
+    if "--certificate" in options:
+        options = [*options, certs.client("alice").crt]
+    if "--log" not in options:
+        options = ["--user", "alice", "--address", "10.0.0.1", *options]
+    hba = 'hostssl all all all cert issuer="CN=pgtlsproxy test CA"\n' if "--issuer" in options else HBA
+    modules = loaded("-c", written(hba), *options)
+    assert not modules & NEVER_LOADED
+    assert modules & OF_CERTIFICATES == (OF_CERTIFICATES if reads_certificates else set())
+
+
+def test_what_is_installed_beside_the_proxy_has_no_part_in_reading_settings(written, tmp_path):
+    """Where pydantic finds a plugin it calls it with every value, secrets among them."""
+    plugin = tmp_path / "curious-1.dist-info"
+    plugin.mkdir()
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: curious\nVersion: 1\n")
+    (plugin / "entry_points.txt").write_text("[pydantic]\ncurious = curious:plugin\n")
+    (tmp_path / "curious.py").write_text("plugin = None\n")
+    options = ["--user", "alice", "--address", "10.0.0.1", "--cn", "alice"]
+    assert "curious" not in loaded("-c", written(), *options, folder=tmp_path)
 
 
 def test_certificates_and_keys_are_left_alone(written, explained):

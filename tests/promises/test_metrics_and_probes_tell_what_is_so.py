@@ -278,7 +278,7 @@ status_process.PING_SECONDS = 1.0
 real = status_process.Orders.receive
 def receive(self):
     found = real(self)
-    if "Alive" in {{type(each).__name__ for each in found}}:
+    if "Pong" in {{type(each).__name__ for each in found}}:
         open({answers!r}, "a").write("x")
     return found
 status_process.Orders.receive = receive

@@ -7,9 +7,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from pgtlsproxy import pki
 from pgtlsproxy.proxy.channel import FileSet
-from pgtlsproxy.proxy.files import read
 from pgtlsproxy.proxy.history import History
 from pgtlsproxy.proxy.origins import make
+from pgtlsproxy.proxy.reading import read
 
 RELOADS = 25
 

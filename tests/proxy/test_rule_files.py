@@ -7,7 +7,7 @@ import pytest
 from pgtlsproxy.policy.hba import parse_hba
 from pgtlsproxy.policy.inclusion import Unreadable, expand
 from pgtlsproxy.proxy import rule_files
-from pgtlsproxy.proxy.files import read
+from pgtlsproxy.proxy.reading import read
 from pgtlsproxy.proxy.rule_files import Included, InclusionReader
 from pgtlsproxy.tls import file_access
 

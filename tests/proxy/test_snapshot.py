@@ -8,7 +8,7 @@ from pgtlsproxy import pki
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.protocol.scram.keys import Verifier
-from pgtlsproxy.proxy import files
+from pgtlsproxy.proxy import files, reading
 from pgtlsproxy.proxy.snapshot import Reloaded, Snapshot, build, load, reload
 from pgtlsproxy.proxy.units import Units
 from pgtlsproxy.tls import contexts
@@ -168,12 +168,12 @@ def with_secrets(in_service: Snapshot) -> Snapshot:
     (folder / "secrets.txt").write_text(f'"alice" "{VERIFIER.text()}"\n')
     (folder / "passwords").write_text("*:*:*:alice:secret\n")
     (folder / "pgtlsproxy.yaml").write_text(ASKING)
-    return build(files.read(in_service.path, serves=True), None).snapshot
+    return build(reading.read(in_service.path, serves=True), None).snapshot
 
 
 def taken(in_service: Snapshot, text: str) -> Reloaded:
     Path(in_service.path).write_text(text)
-    return build(files.read(in_service.path, in_service=in_service.settings, serves=True), in_service)
+    return build(reading.read(in_service.path, in_service=in_service.settings, serves=True), in_service)
 
 
 BROKEN_POLICY = {
@@ -206,7 +206,7 @@ def test_a_policy_that_needs_a_mock_secret_waits_for_it(with_secrets: Snapshot) 
     """Without one, users who are not listed could not even be asked, and would show."""
     path = Path(with_secrets.path)
     path.write_text(ASKING.replace(PASSFILE, "passthrough"))
-    before = build(files.read(str(path), serves=True), None).snapshot
+    before = build(reading.read(str(path), serves=True), None).snapshot
     result = taken(before, ASKING.replace("scram_secrets", "scram_mock_secret_file: ., scram_secrets"))
     assert {"SCRAM secrets of listener a", "policy of listener a"} <= set(result.kept)
     assert f"{path}: listeners.a.scram_mock_secret_file: does not load, and the policy needs it" in {

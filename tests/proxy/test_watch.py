@@ -10,7 +10,7 @@ import structlog
 
 from pgtlsproxy import pki
 from pgtlsproxy.proxy.errands import Errands
-from pgtlsproxy.proxy.files import read
+from pgtlsproxy.proxy.reading import read
 from pgtlsproxy.proxy.watch import RESTLESS_LOOKS, Look, Watch
 
 CA = pki.make_ca("test CA")

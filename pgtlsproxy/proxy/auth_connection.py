@@ -95,7 +95,7 @@ class AuthConnection:
         self._failed_at = float("-inf")
         self.iterations: int | None = None
 
-    def check_failure(self) -> None:
+    def _check_failure(self) -> None:
         """Leave a backend alone that has just failed.
 
         Raises:
@@ -105,14 +105,13 @@ class AuthConnection:
             raise BackendUnavailable(self._failure)
 
     async def ask(self, user: str) -> Asked:
-        """Ask for the verifier of a user, when those who came before have their answers.
+        """Ask for the verifier of a user.
 
         Raises:
             BackendUnavailable: there is no answer, or none that can be used.
         """
         async with self._turn:
-            self.check_failure()
-            began = time.monotonic()
+            self._check_failure()
             self._failure = f"backend {self._backend.name} did not answer in time"
             try:
                 asked = await self._ask_anew(user) if self._open is None else await self._ask_again(user)
@@ -120,9 +119,7 @@ class AuthConnection:
                 self._failure, self._failed_at = error.reason, time.monotonic()
                 raise
             except trio.Cancelled:
-                # Where it has only just begun the time went by in the queue, and the backend is well.
-                if time.monotonic() - began >= KEPT_SECONDS:
-                    self._failed_at = time.monotonic()
+                self._failed_at = time.monotonic()
                 raise
         return asked
 

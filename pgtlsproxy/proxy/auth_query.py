@@ -1,8 +1,8 @@
 """The verifiers of users, asked of a backend: `auth_query`.
 
 What was said of a user is believed for the query's lifetime, and that there is no verifier for a second. One
-question is asked at a time, so that a crowd of names that nobody has is no crowd at the backend, and once for
-all logins that wait for the same user. A newer configuration begins with nothing: a reload forgets it all.
+question is asked at a time, so that a crowd of names that nobody has is no crowd at the backend. A newer
+configuration begins with nothing: a reload forgets it all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -18,6 +17,7 @@ import trio
 
 from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.proxy.auth_connection import Asked, AuthConnection
+from pgtlsproxy.proxy.questions import Asking, Questions, TooManyQuestions
 from pgtlsproxy.proxy.resolve import Resolver
 from pgtlsproxy.proxy.snapshot import ListenerSnapshot
 
@@ -33,11 +33,8 @@ REMEMBERED: Final = 10_000
 REMEMBERED_NONE: Final = 1_000
 """For how many it is kept that they have none, so that they never take the place of those who do."""
 
-MAX_WAITING: Final = 1_000
-"""Users that are asked for at once; one more, and it fails."""
-
-MAX_SHOWN_SECONDS: Final = 0.05
-"""How long a login is kept waiting at most, so that it does not show who had to be asked for."""
+SHOWN_SECONDS: Final = 0.25
+"""How long who is known, and need not be asked for, waits for an answer at most, as who is not known does."""
 
 GENERATIONS: Final = 2
 """Of how many configurations a listener's answers are kept: the one in service, and the one before."""
@@ -55,16 +52,6 @@ class LookUpFailed(Exception):
         self.reason = reason
 
 
-@dataclass(slots=True)
-class _Asking:
-    """A question that is under way, for all who wait for it."""
-
-    over: trio.Event = field(default_factory=trio.Event)
-    asked: Asked | None = None
-    failure: str = ""
-    bug: Exception | None = None
-
-
 class AskedVerifiers:
     """What a backend says of users, as one listener's `auth_query` asks it.
 
@@ -80,19 +67,20 @@ class AskedVerifiers:
         self._connection = connection
         self._known: OrderedDict[str, Asked] = OrderedDict()
         self._none: OrderedDict[str, Asked] = OrderedDict()
-        self._under_way: dict[str, _Asking] = {}
-        self._seconds = 0.0
+        self._questions = Questions()
+        self._is_asking = False
 
     @property
     def iterations(self) -> int | None:
         """The backend's `scram_iterations`, as far as it has told."""
         return self._connection.iterations
 
-    async def look(self, user: str, not_before: float = float("-inf")) -> Asked:
+    async def look(self, user: str, source: str, not_before: float = float("-inf")) -> Asked:
         """What the backend says of a user.
 
         Args:
             user: of the StartupMessage.
+            source: where the login comes from.
             not_before: it must have been asked then or later, by the monotonic clock.
 
         Raises:
@@ -105,35 +93,41 @@ class AskedVerifiers:
         while asked is None or not (
             asked.asked_at >= not_before and (asked.asked_at >= begin or self._is_believed(asked))
         ):
-            asking = self._under_way.get(user) or self._start(user)
-            await asking.over.wait()
-            if asking.bug is not None:
-                raise asking.bug
-            if asking.failure:
-                raise LookUpFailed(asking.failure)
-            asked = asking.asked
+            asked = await self._answer(user, source)
         return asked
+
+    async def look_alike(self, user: str, source: str) -> Asked:
+        """What the backend says of a user who has proved nothing yet: all are asked for, remembered or not.
+
+        Neither the time that it takes, nor what it leaves behind, tells of whom something is believed.
+
+        Args:
+            user: of the StartupMessage.
+            source: where the login comes from.
+
+        Raises:
+            LookUpFailed: it says nothing, and nothing is believed.
+        """
+        asked = self._remembered(user)
+        if asked is None or not self._is_believed(asked):
+            return await self._answer(user, source)
+        return await self._answer_soon(user, source) or asked
+
+    async def show_nothing(self, user: str, source: str) -> None:
+        """Ask for a user as `look_alike` does, where the answer is known already."""
+        await self._answer_soon(user, source)
+
+    async def _answer_soon(self, user: str, source: str) -> Asked | None:
+        with trio.move_on_after(SHOWN_SECONDS):
+            try:
+                return await self._answer(user, source)
+            except LookUpFailed:
+                pass
+        return None
 
     def last(self, user: str) -> Asked | None:
         """What it said of a user with a verifier when it was asked last, however long ago."""
         return self._known.get(user)
-
-    def doubt(self, user: str) -> None:
-        """Have it asked anew by the next login of a user; for one who has failed."""
-        self._none.pop(user, None)
-        if (asked := self._known.get(user)) is not None:
-            self._known[user] = Asked(asked.secret, float("-inf"))
-
-    async def show_nothing(self, since: float) -> None:
-        """Wait until an answer would have come, had it been asked for then, and so does who had to ask.
-
-        Args:
-            since: when the look-up began, by the monotonic clock.
-        """
-        # The event loop sleeps by the millisecond.
-        shown_at = since + min(2 * self._seconds + 0.001, MAX_SHOWN_SECONDS)
-        if (left := shown_at - time.monotonic()) > 0:
-            await trio.sleep(left)
 
     def _remembered(self, user: str) -> Asked | None:
         for kept in (self._known, self._none):
@@ -146,32 +140,47 @@ class AskedVerifiers:
         lifetime = min(self._lifetime, NONE_SECONDS) if asked.secret.verifier is None else self._lifetime
         return time.monotonic() - asked.asked_at < lifetime
 
-    def _start(self, user: str) -> _Asking:
+    async def _answer(self, user: str, source: str) -> Asked:
+        """The answer to the question that is under way, or to a new one."""
         try:
-            self._connection.check_failure()
-        except BackendUnavailable as error:
-            raise LookUpFailed(error.reason) from None
-        if len(self._under_way) >= MAX_WAITING:
-            raise LookUpFailed(f"backend {self.name} is being asked for {MAX_WAITING} users already")
-        asking = self._under_way[user] = _Asking()
-        trio.lowlevel.spawn_system_task(self._ask, user, asking)
-        return asking
-
-    async def _ask(self, user: str, asking: _Asking) -> None:
-        """Ask in a task of nobody's, so that no waiter's end ends it."""
-        asking.failure = f"backend {self.name}: no answer within {ASK_SECONDS:g} s"
+            question = self._questions.join(user, source)
+        except TooManyQuestions as error:
+            raise LookUpFailed(f"backend {self.name}: {error}") from None
+        if not self._is_asking:
+            self._is_asking = True
+            trio.lowlevel.spawn_system_task(self._ask_all)
         try:
             with trio.move_on_after(ASK_SECONDS):
-                asking.asked = await self._connection.ask(user)
-                asking.failure = ""
-                self._seconds += (time.monotonic() - asking.asked.asked_at - self._seconds) / 4
-                self._remember(user, asking.asked)
+                await question.over.wait()
+        finally:
+            self._questions.leave(question, source)
+        if question.bug is not None:
+            raise question.bug
+        if question.asked is None:
+            raise LookUpFailed(question.failure or self._silence)
+        return question.asked
+
+    @property
+    def _silence(self) -> str:
+        return f"backend {self.name}: no answer within {ASK_SECONDS:g} s"
+
+    async def _ask_all(self) -> None:
+        """Ask in a task of nobody's, so that no waiter's end ends it."""
+        while (question := self._questions.begin()) is not None:
+            await self._ask(question)
+            self._questions.end(question)
+        self._is_asking = False
+
+    async def _ask(self, question: Asking) -> None:
+        question.failure = self._silence
+        try:
+            with trio.move_on_after(ASK_SECONDS):
+                question.asked = await self._connection.ask(question.user)
+                self._remember(question.user, question.asked)
         except BackendUnavailable as error:
-            asking.failure = error.reason
+            question.failure = error.reason
         except Exception as error:  # noqa: BLE001 - what a system task raises would end the process
-            asking.bug = error
-        del self._under_way[user]
-        asking.over.set()
+            question.bug = error
 
     def _remember(self, user: str, asked: Asked) -> None:
         self._known.pop(user, None)

@@ -155,7 +155,6 @@ class _Asking:
         try:
             server_final = asked.verify(client_final, user)
         except WrongProof as error:
-            self._verifiers.doubt(user)  # the password may be a new one, and this salt the old one's
             raise self._wrong(error, known) from None
         await self._say(encode_authentication(12, server_final))
         return verifier

@@ -104,9 +104,7 @@ async def _run(
         seat.must_be_over_by(accepted.deadline, "the login was not over in time (authentication_timeout)")
         seat.take_session(accepted.source)
         grant = await authorise(negotiated, services.look_ups, log)
-        verifiers = verifiers_of(
-            accepted.listener, snapshot.generation, services.in_service, services.auth_queries
-        )
+        verifiers = verifiers_of(accepted, services.in_service, services.auth_queries)
         with services.guesses.of(accepted.source, grant.user, log) as guess:
             proved = await prove(negotiated, grant, client, verifiers, guess)
             if proved is not None:

@@ -1,22 +1,25 @@
 """Where a login finds the SCRAM verifier of its user: in scram_secrets_file, and else by auth_query.
 
 A user who has a line in the file is the file's alone, an expired line included. Who is listed, asked for or
-unknown must not show: whoever fails costs one question, and no answer comes sooner than a question's.
+unknown must not show: where the proxy asks for the proof, every login costs one question before it is asked
+anything, and elsewhere everyone that fails does, before it is refused.
 """
 
 from __future__ import annotations
 
 import secrets as random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.protocol.scram.keys import KEY_OCTETS, Verifier
 from pgtlsproxy.protocol.scram.secrets import Secrets
+from pgtlsproxy.proxy.auth_connection import Asked
 from pgtlsproxy.proxy.auth_query import AskedVerifiers, AuthQueries, LookUpFailed
 from pgtlsproxy.proxy.snapshot import ListenerSnapshot, Snapshot
+from pgtlsproxy.proxy.stages import Accepted
 
 _ALWAYS: Final = float("-inf")
 
@@ -59,32 +62,44 @@ class Sources:
     secrets: Secrets
     asked: AskedVerifiers | None
 
-    async def look(self, user: str, not_before: float = _ALWAYS) -> Known:
+    async def look(self, user: str, source: str, not_before: float = _ALWAYS) -> Known:
         """What is known of a user's verifier.
 
         Args:
             user: of the StartupMessage.
+            source: where the login comes from.
             not_before: what has been asked for must have been then or later, by the monotonic clock.
         """
         since = time.monotonic()
         if self.asked is None or (user in self.secrets.by_user and not_before == _ALWAYS):
             return self._listed(user, since)
-        found = await self._ask(self.asked, user, not_before, since)
+        found = await self._found(self.asked, self.asked.look(user, source, not_before), since)
         # Who fails is asked for even if listed: by the time that it takes nobody shall tell.
         return self._listed(user, since) if user in self.secrets.by_user else found
+
+    async def look_alike(self, user: str, source: str) -> Known:
+        """The same, on one road for all who have proved nothing yet: listed, remembered, or unknown."""
+        since = time.monotonic()
+        if self.asked is None:
+            return self._listed(user, since)
+        if user in self.secrets.by_user:
+            await self.asked.show_nothing(user, source)
+            return self._listed(user, since)
+        return await self._found(self.asked, self.asked.look_alike(user, source), since)
 
     def _listed(self, user: str, since: float) -> Known:
         verifier = self.secrets.verifier(user, time.time())
         lack = "" if verifier is not None else "has no line for the user, or one that has expired"
         return Known(verifier, self.secrets.where(user), is_asked=False, lack=lack, since=since)
 
-    async def _ask(self, asked: AskedVerifiers, user: str, not_before: float, since: float) -> Known:
-        now, where = time.time(), f"auth_query at backend {asked.name}"
+    async def _found(self, asked: AskedVerifiers, asking: Awaitable[Asked], since: float) -> Known:
+        where = f"auth_query at backend {asked.name}"
         try:
-            secret = (await asked.look(user, not_before)).secret
+            secret = (await asking).secret
         except LookUpFailed as error:
             lack = f"has no answer: {error.reason}"
             return Known(None, where, is_asked=True, lack=lack, since=since, is_answered=False)
+        now = time.time()  # behind the question, which may have taken a while
         lack = "says that the password has expired" if secret.is_expired(now) else secret.lack
         return Known(secret.at(now), where, is_asked=True, lack=lack, since=since)
 
@@ -105,20 +120,20 @@ class Verifiers:
     Args:
         sources: those of the session's configuration.
         newest: those of the configuration that is in service now; None where it has none any more.
+        source: where the session comes from.
     """
 
     sources: Sources
     newest: Callable[[], Sources | None] = field(repr=False)
+    source: str
 
     async def known(self, user: str) -> Known:
         """The user's verifier, by what is believed of it."""
-        return await self.sources.look(user)
+        return await self.sources.look(user, self.source)
 
     async def for_challenge(self, user: str) -> tuple[Known, Verifier]:
         """What is known, and the user's verifier, or one that looks the same and fits no password."""
-        known = await self.known(user)
-        if self.sources.asked is not None:
-            await self.sources.asked.show_nothing(known.since)
+        known = await self.sources.look_alike(user, self.source)
         doomed = self.doomed(user)  # for everybody: it takes a tenth of the turn's time, which would show
         return known, known.verifier or doomed
 
@@ -127,8 +142,11 @@ class Verifiers:
         return self.sources.doomed(user)
 
     async def fresh(self, user: str, known: Known) -> Known:
-        """What is newer than what is known; for whom that does not prove."""
-        return await self._newest(user, known.since)
+        """What is newer than what is known; for whom that does not prove.
+
+        Where nobody has answered, nobody is asked again: whoever is known waits for one answer too.
+        """
+        return await self._newest(user, known.since) if known.is_answered else known
 
     async def current(self, user: str) -> Known:
         """What is believed now, by the configuration that is in service."""
@@ -137,28 +155,22 @@ class Verifiers:
     async def _newest(self, user: str, not_before: float) -> Known:
         sources = self.newest()
         if sources is not None:
-            return await sources.look(user, not_before)
+            return await sources.look(user, self.source, not_before)
         where = "the configuration in service"
         return Known(None, where, is_asked=False, lack="has no verifiers", since=time.monotonic())
 
-    def doubt(self, user: str) -> None:
-        """Have the next login of the user ask anew: this one has failed with what is believed."""
-        for sources in (self.sources, self.newest()):
-            if sources is not None and sources.asked is not None:
-                sources.asked.doubt(user)
-
 
 def verifiers_of(
-    listener: ListenerSnapshot, generation: int, in_service: Callable[[], Snapshot], asked: AuthQueries
+    accepted: Accepted, in_service: Callable[[], Snapshot], asked: AuthQueries
 ) -> Verifiers | None:
-    """Where the verifiers of a listener's users are found; None where it has none.
+    """Where the verifiers of a session's users are found; None where its listener has none.
 
     Args:
-        listener: as a session came to it.
-        generation: of which configuration that was.
+        accepted: the session.
         in_service: gives the configuration that is served now.
         asked: what has been asked of backends.
     """
+    listener = accepted.listener
 
     def sources_of(found: ListenerSnapshot | None, number: int) -> Sources | None:
         if found is None or found.secrets is None:
@@ -169,5 +181,5 @@ def verifiers_of(
         served = in_service()
         return sources_of(served.listeners.get(listener.name), served.generation)
 
-    sources = sources_of(listener, generation)
-    return None if sources is None else Verifiers(sources, newest)
+    sources = sources_of(listener, accepted.snapshot.generation)
+    return None if sources is None else Verifiers(sources, newest, accepted.source)

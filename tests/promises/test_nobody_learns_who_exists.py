@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from fixtures import wire
+from fixtures import auth_query, wire
 from fixtures.deployments import (
     PROXY_CERTIFICATE_HBA,
     PROXY_CERTIFICATE_IDENT,
@@ -20,6 +20,7 @@ from fixtures.deployments import (
     with_certificate,
     with_tls,
 )
+from fixtures.postgres import password
 from fixtures.scram_secrets import secrets_file
 from fixtures.scram_servers import end_point
 
@@ -43,6 +44,7 @@ P, N, Y = b"p=tls-server-end-point,,", b"n,,", b"y,,"
 def cluster(tls_cluster):
     found = tls_cluster(17)
     found.psql(SETUP)
+    auth_query.install(found)
     yield found
     found.psql("DROP ROLE nolog, md5on")
 
@@ -54,13 +56,21 @@ def believing(tls_cluster):
 
 @pytest.fixture(scope="module")
 def running(cluster, believing, shared_proxy, certs):
-    secrets = {"scram_secrets_file": "secrets.txt"}
+    listed = {"scram_secrets_file": "secrets.txt"}
+    asked = {
+        "auth_query": auth_query.AUTH_QUERY | {"backend": "primary"},
+        "scram_mock_secret_file": "mock",
+    }
     other = certs.ca.server("localhost")
+    own_password = {"backend": "believing", "hba_file": "password.conf"}
     listeners = {
-        "bridge": with_tls(certs, other, **secrets),
-        "own_scram": with_tls(certs, other, **secrets, backend="believing"),
-        "own_password": with_tls(certs, other, **secrets, backend="believing", hba_file="password.conf"),
+        "bridge": with_tls(certs, other, **listed),
+        "own_scram": with_tls(certs, other, **listed, backend="believing"),
+        "own_password": with_tls(certs, other, **listed, **own_password),
         "shown": with_tls(certs, other, hba_file="password.conf"),
+        "asked_bridge": with_tls(certs, other, **asked),
+        "asked_own_scram": with_tls(certs, other, **asked, backend="believing"),
+        "asked_own_password": with_tls(certs, other, **asked, **own_password),
     }
     return shared_proxy(
         config(
@@ -72,7 +82,8 @@ def running(cluster, believing, shared_proxy, certs):
             "pg_hba.conf": "hostssl all all all scram-sha-256\n",
             "password.conf": "hostssl all all all password\n",
             "secrets.txt": secrets_file(cluster, "alice", "nolog"),
-        },
+        }
+        | auth_query.FILES,
     )
 
 
@@ -113,6 +124,8 @@ def attempt(running, certs, listener, user, flag, secret):
         else:
             bound = end_point(certs.ca.server("localhost")) if flag == P else b""
             answer, _ = wire.try_to_prove(timed, secret, opening=opening, flag=flag, end_point=bound)
+        if answer.kind == b"R":
+            return [(each.kind, 0, "") for each in client.read_until(b"Z")], timed.seconds
         heard = [opening, answer, *wire.messages(client.read_to_end())]
     seen = [(each.kind, len(each.body), each.fields["C"] if each.kind == b"E" else "") for each in heard]
     return seen, timed.seconds
@@ -121,6 +134,7 @@ def attempt(running, certs, listener, user, flag, secret):
 CELLS = [
     ("bridge", P), ("bridge", N), ("bridge", Y), ("own_scram", P), ("own_scram", N), ("own_scram", Y),
     ("own_password", None), ("shown", None),
+    ("asked_bridge", P), ("asked_own_scram", P), ("asked_own_password", None),
 ]  # fmt: skip
 
 
@@ -128,6 +142,9 @@ CELLS = [
 def test_a_wrong_password_is_answered_alike(running, certs, listener, flag, request):
     seconds = {user: [] for user in USERS}
     heard = set()
+    # Who may log in has done so: where the server is asked, the proxy remembers her.
+    (*_, let_in), _ = attempt(running, certs, listener, "alice", flag, password("alice"))
+    assert let_in[2] == ("28000" if flag == Y else "")
     for _ in range(RUNS):
         for user in USERS:
             seen, took = attempt(running, certs, listener, user, flag, "wrong")

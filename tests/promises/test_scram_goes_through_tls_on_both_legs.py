@@ -1,6 +1,5 @@
 """With the users' verifiers, every client logs in with its password, whatever its channel_binding, and the backend decides."""
 
-import base64
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -188,18 +187,13 @@ def test_what_is_offered_does_not_depend_on_the_user(running, leg, server, user)
 @pytest.mark.parametrize("user", ["alice", "stale", "expired", "nologin", "nobody_knows_her"])
 def test_a_wrong_proof_takes_the_same_road_for_everybody(running, certs, user, flag):
     """Message by message, by their types and lengths; the name is all that differs."""
-    client, _ = open_exchange(running, "other_leaf-TLS", user, tls=True)
+    client, opening = open_exchange(running, "other_leaf-TLS", user, tls=True)
     with client:
-        own = base64.b64encode(bytes(18))
         header = b"p=tls-server-end-point,," if flag == "p" else b"n,,"
-        mechanism = "SCRAM-SHA-256-PLUS" if flag == "p" else "SCRAM-SHA-256"
-        client.send(wire.sasl_initial_response(mechanism, header + b"n=,r=" + own))
-        asked = client.read_message()
-        found = wire.scram_attributes(asked.body[4:])
-        assert (asked.code, len(asked.body), found["i"]) == (11, 88, "4096")
-        bound = header + (end_point(certs.ca.server("localhost")) if flag == "p" else b"")
-        final = b"c=" + base64.b64encode(bound) + b",r=" + found["r"].encode()
-        client.send(wire.message(b"p", final + b",p=" + base64.b64encode(bytes(32))))
+        bound = end_point(certs.ca.server("localhost")) if flag == "p" else b""
+        challenge = wire.begin_scram(client, flag=header, opening=opening, end_point=bound)
+        assert (len(challenge.server_first), challenge.asked["i"]) == (84, "4096")
+        client.send(wire.message(b"p", challenge.final()))
         refused = client.read_message()
         assert refused.kind == b"E"
         assert refused.fields["C"] == "28P01"
@@ -217,13 +211,12 @@ def test_whoever_thinks_that_binding_was_not_offered_is_refused(running):
 
 
 def test_whoever_saw_another_certificate_is_refused(running):
-    client, _ = open_exchange(running, "other_leaf-TLS", "alice", tls=True)
+    client, opening = open_exchange(running, "other_leaf-TLS", "alice", tls=True)
     with client:
-        header = b"p=tls-server-end-point,,"
-        client.send(wire.sasl_initial_response("SCRAM-SHA-256-PLUS", header + b"n=,r=abc"))
-        nonce = wire.scram_attributes(client.read_message().body[4:])["r"].encode()
-        bound = base64.b64encode(header + bytes(32))
-        client.send(wire.message(b"p", b"c=" + bound + b",r=" + nonce + b",p=" + base64.b64encode(bytes(32))))
+        challenge = wire.begin_scram(
+            client, flag=b"p=tls-server-end-point,,", opening=opening, end_point=bytes(32)
+        )
+        client.send(wire.message(b"p", challenge.final()))
         refused = client.read_message()
     assert (refused.fields["C"], refused.fields["M"]) == ("28000", "SCRAM channel binding check failed")
 

@@ -1,6 +1,5 @@
 """With login: certificate nobody else asks the client: the proxy is the SCRAM server, and tells nobody who exists."""
 
-import base64
 import signal
 
 import pytest
@@ -145,8 +144,8 @@ def test_certificate_and_password_together_are_two_factors(running, certs, each_
     assert "connection requires a valid client certificate" in connect(each_psql, certs, port).stderr
 
 
-def begun(running, listener, user, *, flag="n"):
-    """A client that has heard the server-first-message, and the message."""
+def begun(running, listener, user, **words):
+    """A client that is asked for its proof, and how."""
     client = WireClient(("127.0.0.1", running.port(listener)), source=wire.another_source())
     if listener == "tls":
         assert client.ask_for_tls() == b"S"
@@ -155,29 +154,29 @@ def begun(running, listener, user, *, flag="n"):
     opening = client.read_message()
     wanted = ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"] if listener == "tls" else ["SCRAM-SHA-256"]
     assert opening.body[4:].decode().split("\0")[:-2] == wanted
-    header = b"p=tls-server-end-point,," if flag == "p" else b"n,,"
-    mechanism = "SCRAM-SHA-256-PLUS" if flag == "p" else "SCRAM-SHA-256"
-    client.send(wire.sasl_initial_response(mechanism, header + b"n=,r=abc"))
-    return client, client.read_message()
+    return client, wire.begin_scram(client, opening=opening, **words)
 
 
 def salt_of(running, user):
-    client, asked = begun(running, "clear", user)
+    client, challenge = begun(running, "clear", user)
     with client:
-        return wire.scram_attributes(asked.body[4:])["s"]
+        return challenge.asked["s"]
 
 
 @pytest.mark.parametrize("flag", ["p", "n"])
 @pytest.mark.parametrize("user", ["alice", "bob", "nobody"])
 def test_a_wrong_proof_takes_the_same_road_for_everybody(running, certs, user, flag):
-    client, asked = begun(running, "tls", user, flag=flag)
+    is_bound = flag == "p"
+    client, challenge = begun(
+        running,
+        "tls",
+        user,
+        flag=b"p=tls-server-end-point,," if is_bound else b"n,,",
+        end_point=end_point(certs.server) if is_bound else b"",
+    )
     with client:
-        found = wire.scram_attributes(asked.body[4:])
-        assert (asked.code, len(asked.body), found["i"]) == (11, 67, "4096")
-        header = b"p=tls-server-end-point,," if flag == "p" else b"n,,"
-        bound = header + (end_point(certs.server) if flag == "p" else b"")
-        final = b"c=" + base64.b64encode(bound) + b",r=" + found["r"].encode()
-        client.send(wire.message(b"p", final + b",p=" + base64.b64encode(bytes(32))))
+        assert (len(challenge.server_first), challenge.asked["i"]) == (84, "4096")
+        client.send(wire.message(b"p", challenge.final()))
         refused = client.read_message()
         assert (refused.kind, refused.fields["C"]) == (b"E", "28P01")
         assert refused.fields["M"] == f'password authentication failed for user "{user}"'

@@ -16,7 +16,7 @@ from pgtlsproxy.identity import Secret
 from pgtlsproxy.protocol.auth_query import RoleSecret
 from pgtlsproxy.protocol.scram.keys import Verifier
 from pgtlsproxy.protocol.scram.secrets import Listed, Secrets
-from pgtlsproxy.proxy import auth_query, verifiers
+from pgtlsproxy.proxy import auth_query, questions, verifiers
 from pgtlsproxy.proxy.auth_connection import Asked
 from pgtlsproxy.proxy.auth_query import AskedVerifiers, AuthQueries, LookUpFailed
 from pgtlsproxy.proxy.verifiers import Sources, Verifiers
@@ -25,6 +25,7 @@ OLD, NEW = (
     RoleSecret(Verifier(bytes([n]) * 16, 4096, Secret(bytes([n]) * 32), Secret(bytes(32)))) for n in (1, 2)
 )
 NONE = RoleSecret(None, lack="knows no role")
+HERE, THERE = "192.0.2.1", "192.0.2.2"
 
 
 class Connection:
@@ -36,12 +37,7 @@ class Connection:
         self.asked: list[str] = []
         self.gate = trio.Event()
         self.gate.set()
-        self.failure = ""
         self.iterations = None
-
-    def check_failure(self):
-        if self.failure:
-            raise BackendUnavailable(self.failure)
 
     async def ask(self, user):
         self.asked.append(user)
@@ -74,37 +70,37 @@ async def settled():
 
 async def test_an_answer_is_believed_for_its_lifetime_and_not_longer(clock):
     source, connection = asked(clock, OLD, NEW)
-    assert (await source.look("alice")).secret == OLD
+    assert (await source.look("alice", HERE)).secret == OLD
     clock.seconds += 59
-    assert (await source.look("alice")).secret == OLD
+    assert (await source.look("alice", HERE)).secret == OLD
     clock.seconds += 1
-    assert (await source.look("alice")).secret == NEW
+    assert (await source.look("alice", HERE)).secret == NEW
     assert connection.asked == ["alice"] * 2
 
 
 async def test_that_there_is_no_verifier_is_believed_for_a_second(clock):
     source, _ = asked(clock, NONE, OLD)
-    await source.look("alice")
+    await source.look("alice", HERE)
     clock.seconds += 0.9
-    assert (await source.look("alice")).secret == NONE
+    assert (await source.look("alice", HERE)).secret == NONE
     clock.seconds += 0.1
-    assert (await source.look("alice")).secret == OLD
+    assert (await source.look("alice", HERE)).secret == OLD
 
 
 @pytest.mark.parametrize("lifetime", [0.0, 0.5])
 async def test_with_a_shorter_lifetime_it_is_believed_no_longer(clock, lifetime):
     source, _ = asked(clock, NONE, OLD, lifetime=lifetime)
-    await source.look("alice")
+    await source.look("alice", HERE)
     clock.seconds += lifetime + 0.01
-    assert (await source.look("alice")).secret == OLD
+    assert (await source.look("alice", HERE)).secret == OLD
 
 
 async def test_what_was_asked_before_is_not_good_enough_for_who_wants_it_fresh(clock):
     source, connection = asked(clock, OLD, NEW)
-    await source.look("alice")
+    await source.look("alice", HERE)
     clock.seconds += 1
-    assert (await source.look("alice", not_before=clock.seconds)).secret == NEW
-    assert (await source.look("alice", not_before=clock.seconds)).secret == NEW
+    assert (await source.look("alice", HERE, not_before=clock.seconds)).secret == NEW
+    assert (await source.look("alice", HERE, not_before=clock.seconds)).secret == NEW
     assert len(connection.asked) == 2
 
 
@@ -114,7 +110,7 @@ async def test_many_who_wait_for_one_user_are_one_question(clock):
     found = []
 
     async def wait():
-        found.append((await source.look("alice")).secret)
+        found.append((await source.look("alice", HERE)).secret)
 
     async with trio.open_nursery() as nursery:
         for _ in range(100):
@@ -130,7 +126,7 @@ async def test_a_question_that_was_sent_too_early_is_waited_for_and_asked_again_
     found = []
 
     async def wait(not_before):
-        found.append((await source.look("alice", not_before)).secret)
+        found.append((await source.look("alice", HERE, not_before)).secret)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait, float("-inf"))
@@ -144,16 +140,6 @@ async def test_a_question_that_was_sent_too_early_is_waited_for_and_asked_again_
     assert len(connection.asked) == 2
 
 
-async def test_who_waits_no_longer_leaves_the_question_to_the_others(clock):
-    source, connection = asked(clock, OLD)
-    connection.gate = trio.Event()
-    with trio.move_on_after(0):
-        await source.look("alice")
-    connection.gate.set()
-    await settled()
-    assert source.last("alice").secret == OLD
-
-
 @pytest.mark.parametrize(
     ("answer", "limit", "kept"), [(OLD, "REMEMBERED", "_known"), (NONE, "REMEMBERED_NONE", "_none")]
 )
@@ -163,43 +149,25 @@ async def test_what_is_remembered_is_bounded_and_the_least_used_goes_first(
     monkeypatch.setattr(auth_query, limit, 3)
     source, _ = asked(clock, answer)
     for user in ("a", "b", "c", "a", "d"):
-        await source.look(user)
+        await source.look(user, HERE)
     assert list(getattr(source, kept)) == ["c", "a", "d"]
 
 
 async def test_a_crowd_that_nobody_knows_takes_no_known_users_place(clock, monkeypatch):
     monkeypatch.setattr(auth_query, "REMEMBERED", 2)
     source, connection = asked(clock, OLD, NONE)
-    await source.look("alice")
+    await source.look("alice", HERE)
     for number in range(1000):
-        await source.look(f"nobody{number}")
-    assert (await source.look("alice")).secret == OLD
+        await source.look(f"nobody{number}", HERE)
+    assert (await source.look("alice", HERE)).secret == OLD
     assert connection.asked.count("alice") == 1
-
-
-async def test_a_crowd_over_the_limit_is_told_at_once(clock, monkeypatch):
-    monkeypatch.setattr(auth_query, "MAX_WAITING", 2)
-    source, connection = asked(clock, OLD)
-    connection.gate = trio.Event()
-    async with trio.open_nursery() as nursery:
-        for user in ("a", "b"):
-            nursery.start_soon(source.look, user)
-        await settled()
-        with pytest.raises(LookUpFailed, match="for 2 users already"):
-            await source.look("c")
-        connection.gate.set()
-    await source.look("c")
 
 
 async def test_a_failure_is_told_to_all_who_wait_and_the_next_one_asks_again(clock):
     source, connection = asked(clock, BackendUnavailable("nobody there"), OLD)
     with pytest.raises(LookUpFailed, match="nobody there"):
-        await source.look("alice")
-    assert (await source.look("alice")).secret == OLD
-    connection.failure = "left alone"
-    assert (await source.look("alice")).secret == OLD
-    with pytest.raises(LookUpFailed, match="left alone"):
-        await source.look("bob")
+        await source.look("alice", HERE)
+    assert (await source.look("alice", HERE)).secret == OLD
     assert connection.asked == ["alice"] * 2
 
 
@@ -208,26 +176,14 @@ async def test_no_answer_in_time_is_a_failure(clock, monkeypatch):
     source, connection = asked(clock, OLD)
     connection.gate = trio.Event()
     with pytest.raises(LookUpFailed, match=r"backend b: no answer within 0.05 s"):
-        await source.look("alice")
+        await source.look("alice", HERE)
 
 
 async def test_a_bug_of_ours_is_raised_where_it_is_logged_and_ends_nothing_else(clock):
     source, _ = asked(clock, ZeroDivisionError("ours"), OLD)
     with pytest.raises(ZeroDivisionError):
-        await source.look("alice")
-    assert (await source.look("alice")).secret == OLD
-
-
-async def test_a_verifier_that_is_doubted_is_asked_for_by_the_next_login(clock):
-    source, connection = asked(clock, OLD, NEW, NONE)
-    await source.look("alice")
-    source.doubt("alice")
-    assert source.last("alice").secret == OLD
-    assert (await source.look("alice")).secret == NEW
-    for _ in range(2):
-        await source.look("nobody")
-        source.doubt("nobody")
-    assert connection.asked == ["alice"] * 2 + ["nobody"] * 2
+        await source.look("alice", HERE)
+    assert (await source.look("alice", HERE)).secret == OLD
 
 
 # --- The file and the server ------------------------------------------------------------------------------
@@ -243,7 +199,7 @@ LISTED = Secrets(
 def both(clock, *answers):
     source, connection = asked(clock, *answers)
     sources = Sources(LISTED, source)
-    return Verifiers(sources, lambda: sources), connection
+    return Verifiers(sources, lambda: sources, HERE), connection
 
 
 async def test_who_is_listed_is_the_files_alone_and_costs_as_much_when_it_fails(clock):
@@ -295,17 +251,221 @@ async def test_a_user_without_a_verifier_shows_the_servers_iterations(clock):
     assert one.stored_key != other.stored_key
 
 
-async def test_a_known_user_is_asked_no_sooner_than_an_unknown_one(autojump_clock):
-    """The clocks are real here and trio's is not: only that it waits is seen, and for how long at most."""
-    connection = Connection(SimpleNamespace(seconds=time.monotonic()), OLD)
-    source = AskedVerifiers("b", 60.0, connection)
-    found = Verifiers(Sources(LISTED, source), lambda: None)
-    await source.look("alice")
-    for user in ("alice", "listed"):
-        source._seconds = 1000.0
-        begin = trio.current_time()
+# --- Nobody learns who is known ----------------------------------------------------------------------------
+
+ROADS = {"remembered": OLD, "just asked for": OLD, "listed": NEW, "probed": NONE, "nobody": NONE}
+"""Users, and what the server says of them."""
+
+
+class Server:
+    """Answers by the user, and keeps the order in which it was asked."""
+
+    iterations = 4096
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.asked = []
+        self.failure = ""
+
+    async def ask(self, user):
+        self.asked.append(user)
+        await trio.lowlevel.checkpoint()
+        if self.failure:
+            raise BackendUnavailable(self.failure)
+        return Asked(ROADS.get(user, NONE), self.clock.seconds)
+
+
+async def roads(clock):
+    """A server of which some users have been asked, long ago or just now, and who is found there."""
+    server = Server(clock)
+    source = AskedVerifiers("b", 3600.0, server)
+    sources = Sources(LISTED, source)
+    found = Verifiers(sources, lambda: sources, HERE)
+    await found.known("remembered")
+    clock.seconds += 10
+    await found.for_challenge("just asked for")
+    await found.for_challenge("probed")
+    server.asked.clear()
+    return server, source, found
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 10.0, 59.0])
+async def test_who_is_asked_for_a_proof_costs_one_question_remembered_or_not(clock, seconds):
+    """A second look of a stranger, after any time, takes the road of the first, whoever the user is."""
+    server, _, found = await roads(clock)
+    for user in ROADS:
+        for _ in range(2):
+            clock.seconds += seconds
+            await found.for_challenge(user)
+            assert server.asked == [user]
+            server.asked.clear()
+
+
+@pytest.mark.parametrize("user", ROADS)
+async def test_no_challenge_is_made_before_the_answer_is_there(clock, autojump_clock, user):
+    server, _, found = await roads(clock)
+    asked = server.ask
+
+    async def slow(user):
+        await trio.sleep(auth_query.SHOWN_SECONDS - 0.01)
+        return await asked(user)
+
+    server.ask = slow
+    begin = trio.current_time()
+    await found.for_challenge(user)
+    assert trio.current_time() - begin == pytest.approx(auth_query.SHOWN_SECONDS - 0.01)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 10.0])
+async def test_a_challenge_of_a_stranger_leaves_the_same_behind_whoever_the_user_is(clock, seconds):
+    """What somebody else is asked next, and how soon, is the same after a look at any user."""
+    traces = set()
+    for user in ROADS:
+        server, source, found = await roads(clock)
         await found.for_challenge(user)
-        assert auth_query.MAX_SHOWN_SECONDS / 2 < trio.current_time() - begin <= auth_query.MAX_SHOWN_SECONDS
+        clock.seconds += seconds
+        begin = len(server.asked)
+        await found.for_challenge("another")
+        traces.add((begin, len(server.asked), source._is_asking, len(source._questions._open)))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("user", ROADS)
+@pytest.mark.parametrize("is_down", [False, True])
+async def test_whoever_fails_waits_for_one_answer_where_the_server_judges(clock, user, is_down):
+    """Whose proof does not fit, or who has no verifier: the road of the bridge and of `password`."""
+    server, _, found = await roads(clock)
+    clock.seconds += 10
+    server.failure = "gone" if is_down else ""
+    known = await found.known(user)
+    await found.fresh(user, known)
+    assert server.asked == [user]
+
+
+async def test_a_user_who_is_believed_is_let_in_while_the_server_says_nothing(clock, autojump_clock):
+    server, _, found = await roads(clock)
+
+    async def hang(_):
+        await trio.sleep_forever()
+
+    server.ask = hang
+    for user, verifier in (("remembered", OLD), ("listed", LISTED.by_user["listed"])):
+        begin = trio.current_time()
+        _, shown = await found.for_challenge(user)
+        assert shown == verifier.verifier
+        assert trio.current_time() - begin == pytest.approx(auth_query.SHOWN_SECONDS)
+    server.ask = Server(clock).ask
+    server.failure = "gone"
+    assert (await found.for_challenge("remembered"))[1] == OLD.verifier
+
+
+async def test_a_new_password_is_asked_for_by_its_own_salt_at_once(clock):
+    found, _ = both(clock, OLD, NEW, NONE)
+    await found.known("alice")
+    assert (await found.for_challenge("alice"))[1] == NEW.verifier
+    known, _ = await found.for_challenge("alice")
+    assert known.verifier is None
+
+
+# --- A crowd of names ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def crowd(clock, nursery):
+    """A server at which questions hang; `let_go` lets it answer one. Sources look for users meanwhile."""
+    source, connection = asked(clock, OLD)
+    connection.gate = trio.Event()
+
+    async def look(name, user, scope):
+        with scope:
+            await source.look(user, name)
+
+    async def looks(name, users):
+        """One after the other. Gives what ends them all."""
+        scopes = [trio.CancelScope() for _ in users]
+        for user, scope in zip(users, scopes, strict=True):
+            nursery.start_soon(look, name, user, scope)
+            await settled()
+
+        def end():
+            for scope in scopes:
+                scope.cancel()
+
+        return end
+
+    async def let_go():
+        gate, connection.gate = connection.gate, trio.Event()
+        gate.set()
+        await settled()
+
+    return SimpleNamespace(source=source, connection=connection, looks=looks, let_go=let_go)
+
+
+async def drained(crowd):
+    crowd.connection.gate.set()
+    await settled()
+    assert not crowd.source._questions._open
+    assert not crowd.source._questions._turns
+    assert crowd.source._questions._places == 0
+    return crowd.connection.asked
+
+
+async def test_sources_take_turns(crowd):
+    await crowd.looks(HERE, [f"invented{number}" for number in range(30)])
+    await crowd.looks(THERE, ["alice", "bob"])
+    await crowd.let_go()
+    await crowd.let_go()
+    await crowd.let_go()
+    assert crowd.connection.asked == ["invented0", "invented1", "alice", "invented2"]
+    assert (await drained(crowd))[4] == "bob"
+
+
+async def test_whoever_waits_for_a_name_in_a_crowd_has_the_turn_of_its_own_source(crowd):
+    names = [f"invented{number}" for number in range(30)]
+    await crowd.looks(HERE, [*names, "alice"])
+    await crowd.looks(THERE, ["alice"])
+    await crowd.let_go()
+    await crowd.let_go()
+    assert crowd.connection.asked == ["invented0", "invented1", "alice"]
+    assert sorted(await drained(crowd)) == sorted([*names, "alice"])
+
+
+async def test_a_source_may_have_so_many_questions_and_no_more(crowd, monkeypatch):
+    monkeypatch.setattr(questions, "MOST_OF_A_SOURCE", 3)
+    await crowd.looks(HERE, ["begun", "a", "b", "c"])
+    with pytest.raises(LookUpFailed, match="backend b: logins of this source wait for 3 users to be asked"):
+        await crowd.source.look("d", HERE)
+    await crowd.looks(HERE, ["a", "begun"])  # no question more
+    await crowd.looks(THERE, ["a", "d"])
+    await crowd.let_go()
+    await crowd.looks(HERE, ["e"])
+    assert sorted(await drained(crowd)) == ["a", "b", "begun", "c", "d", "e"]
+
+
+async def test_all_sources_may_have_so_many_questions_together(crowd, monkeypatch):
+    monkeypatch.setattr(questions, "MOST_WAITING", 2)
+    await crowd.looks(HERE, ["begun", "a"])
+    await crowd.looks(THERE, ["b"])
+    with pytest.raises(LookUpFailed, match="2 questions wait already"):
+        await crowd.source.look("c", HERE)
+    await drained(crowd)
+
+
+async def test_a_question_that_nobody_waits_for_is_not_asked(crowd):
+    await crowd.looks(HERE, ["begun"])
+    end = await crowd.looks(HERE, ["left", "shared", "left"])
+    await crowd.looks(THERE, ["shared"])
+    end()
+    await settled()
+    assert await drained(crowd) == ["begun", "shared"]
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_kept(crowd):
+    end = await crowd.looks(HERE, ["alice"])
+    end()
+    await settled()
+    assert await drained(crowd) == ["alice"]
+    assert crowd.source.last("alice").secret == OLD
 
 
 # --- Configurations -----------------------------------------------------------------------------------------

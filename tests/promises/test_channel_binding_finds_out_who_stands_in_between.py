@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from fixtures import wire
+from fixtures.certs import Issued
 from fixtures.deployments import (
     PROXY_CERTIFICATE_HBA,
     PROXY_CERTIFICATE_IDENT,
@@ -19,6 +20,7 @@ from fixtures.deployments import (
 )
 from fixtures.postgres import password
 from fixtures.scram_secrets import secrets_file
+from pgtlsproxy import pki
 
 BOTH = wire.authentication_sasl("SCRAM-SHA-256-PLUS", "SCRAM-SHA-256")
 PLAIN = wire.authentication_sasl("SCRAM-SHA-256")
@@ -87,12 +89,28 @@ class Middle:
 
 
 @pytest.fixture(scope="module")
+def ed25519_ca():
+    return pki.make_ca("signs with Ed25519", key_type=pki.KeyType("ed25519"))
+
+
+@pytest.fixture(scope="module")
+def unhashed(ed25519_ca, tmp_path_factory):
+    """A certificate that is as good as the real one, and has no hash that SCRAM could bind to."""
+    folder = tmp_path_factory.mktemp("ed25519")
+    server = pki.issue_server(ed25519_ca, ["localhost", "127.0.0.1"])
+    crt, key = folder / "middle.crt", folder / "middle.key"
+    crt.write_bytes(server.certificate_pem())
+    key.write_bytes(server.key_pem().reveal())
+    return Issued(server.certificate, server.key, crt, key)
+
+
+@pytest.fixture(scope="module")
 def middles(certs):
-    """`middles(port, hides_plus)`: one whose certificate is as good as the real one."""
+    """`middles(port, hides_plus, shown)`: one whose certificate is as good as the real one."""
     with contextlib.ExitStack() as stack:
 
-        def start(port, *, hides_plus=False):
-            shown = certs.other_ca.server("localhost", "127.0.0.1")
+        def start(port, *, hides_plus=False, shown=None):
+            shown = shown or certs.other_ca.server("localhost", "127.0.0.1")
             middle = Middle(shown, port, hides_plus=hides_plus)
             stack.callback(middle.close)
             return middle
@@ -101,10 +119,11 @@ def middles(certs):
 
 
 @pytest.fixture(scope="module")
-def trusted(certs, tmp_path_factory):
-    """Both CAs in one file, as a system has many."""
+def trusted(certs, ed25519_ca, tmp_path_factory):
+    """All CAs in one file, as a system has many."""
     path = tmp_path_factory.mktemp("roots") / "roots.crt"
-    path.write_bytes(certs.ca.crt.read_bytes() + certs.other_ca.crt.read_bytes())
+    roots = [certs.ca.crt.read_bytes(), certs.other_ca.crt.read_bytes(), ed25519_ca.certificate_pem()]
+    path.write_bytes(b"".join(roots))
     return path
 
 
@@ -122,18 +141,25 @@ METHODS = ("bridge", "own", "shown", "passfile")
 
 
 @pytest.fixture(scope="module")
-def running(cluster, believing, middles, trusted, shared_proxy, certs):
+def before(cluster, middles, unhashed):
+    """Who stands before the server."""
+    return {
+        "middle": middles(cluster.port),
+        "hiding": middles(cluster.port, hides_plus=True),
+        "unhashed": middles(cluster.port, shown=unhashed),
+        "unhashed-hiding": middles(cluster.port, shown=unhashed, hides_plus=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def running(cluster, believing, before, trusted, shared_proxy, certs):
     """Listeners by (method, who stands before the backend)."""
     other = certs.ca.server("localhost")
-    before = {
-        "nobody": cluster.port,
-        "middle": middles(cluster.port).port,
-        "hiding": middles(cluster.port, hides_plus=True).port,
-    }
+    met_at = {"nobody": cluster.port} | {who: middle.port for who, middle in before.items()}
     by_passfile = {"login": "passfile", "passfile": "passwords"}
     backends = {"believing": with_certificate(believing, certs)}
     listeners = {"own-nobody": with_tls(certs, other, backend="believing", hba_file="scram.conf")}
-    for who, port in before.items():
+    for who, port in met_at.items():
         met = passthrough(cluster, certs) | {"port": port, "sslrootcert": trusted}
         backends |= {who: met, f"{who}-passfile": met | by_passfile}
         listeners[f"bridge-{who}"] = with_tls(certs, other, backend=who, hba_file="scram.conf")
@@ -183,7 +209,19 @@ def test_between_client_and_proxy(running, middles, trusted, each_psql, method, 
         assert b"a canary" not in middle.overheard
 
 
+@pytest.mark.parametrize("hides_plus", [False, True])
+@pytest.mark.parametrize("binding", ["prefer", "require"])
+def test_between_client_and_proxy_without_a_hash_to_bind_to(
+    running, middles, trusted, unhashed, each_psql, binding, hides_plus
+):
+    middle = middles(running.port("bridge-nobody"), hides_plus=hides_plus, shown=unhashed)
+    done = connect(each_psql, trusted, middle.port, channel_binding=binding)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert b"a canary" not in middle.overheard
+
+
 BEFORE_THE_BACKEND = {"middle": CHECK_FAILED, "hiding": NEGOTIATION_FAILED}
+NOT_OFFERED = "server did not offer an authentication method that supports channel binding"
 
 
 @pytest.mark.parametrize("binding", ["require", "prefer"])
@@ -193,10 +231,31 @@ def test_between_proxy_and_backend_of_a_bridged_login(running, trusted, each_psq
     heard = len(cluster.log_lines)
     done = connect(each_psql, trusted, running.port(f"bridge-{who}"), channel_binding=binding)
     if (who, binding) == ("hiding", "require"):
-        assert "server did not offer an authentication method that supports channel binding" in done.stderr
+        assert NOT_OFFERED in done.stderr
         return
     assert f"FATAL:  {BEFORE_THE_BACKEND[who]}\n" in done.stderr
     cluster.wait_for_log(BEFORE_THE_BACKEND[who], since=heard)
+
+
+@pytest.mark.parametrize(
+    ("who", "binding", "told"),
+    [
+        ("unhashed", "require", NOT_OFFERED),
+        ("unhashed", "prefer", None),  # as at a server that really has such a certificate
+        ("unhashed-hiding", "require", NOT_OFFERED),
+        ("unhashed-hiding", "prefer", NEGOTIATION_FAILED),
+    ],
+)
+def test_between_proxy_and_backend_without_a_hash_to_bind_to(
+    running, before, trusted, each_psql, who, binding, told
+):
+    before[who].overheard.clear()
+    done = connect(each_psql, trusted, running.port(f"bridge-{who}"), channel_binding=binding)
+    if told is None:
+        assert done.stdout == "a canary\n"
+    else:
+        assert told in done.stderr
+        assert b"a canary" not in before[who].overheard
 
 
 @pytest.mark.parametrize("who", BEFORE_THE_BACKEND)

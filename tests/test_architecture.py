@@ -73,6 +73,19 @@ def test_the_session_fits_a_page_and_one_function_tells_its_stages_in_order():
     assert [name for name in awaited if name in stages] == stages
 
 
+def test_threads_of_workers_are_had_from_limiters_of_their_own():
+    """What hangs or takes long has few, and nobody waits for one behind something else."""
+    without = [
+        f"{path.name}:{node.lineno}"
+        for path in PACKAGE.glob("proxy/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "trio.to_thread.run_sync"
+        and "limiter" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert [each for each in without if not each.startswith("status_page")] == []
+
+
 def test_no_module_has_two_subjects():
     long = [f"{path.relative_to(PACKAGE)}" for path in MODULES if path.read_text().count("\n") > 400]
     assert long == []

@@ -10,6 +10,7 @@ their own. All are limits over all workers, but for unproven connections of a wo
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,10 +30,15 @@ class Admission:
     Args:
         slot: where that is counted over all workers.
         displace_at: lets another worker `displace`, by its number and the limit.
+        fitting: how many connections this one has descriptors for. Of more, the oldest unproven one goes.
     """
 
-    def __init__(self, slot: WorkerSlot, displace_at: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, slot: WorkerSlot, displace_at: Callable[[int, int], None], fitting: int = sys.maxsize
+    ) -> None:
         self.slot = slot
+        self._fitting = fitting
+        self._connections = 0
         self._displace_at = displace_at
         self._unproven: dict[Seat, None] = {}
         self._entering: set[Seat] = set()
@@ -41,7 +47,15 @@ class Admission:
 
     def seat(self, limits: Settings) -> Seat:
         """Count a connection that has just been accepted. Its seat is the caller's to leave."""
+        self.add_connections(+1)
+        if self._connections > self._fitting:
+            self.make_room()
         return Seat(self, limits)
+
+    def add_connections(self, difference: int) -> None:
+        """Count open connections up or down."""
+        self._connections += difference
+        self.slot.add(Count.CONNECTIONS, difference)
 
     def close(self, why: str) -> None:
         """Let nobody in any more.
@@ -100,7 +114,14 @@ class Admission:
             if oldest is None:
                 return
             self.remove_unproven(oldest)
-            oldest.displace()
+            oldest.displace(f"{limit} unproven ones may be open (max_pending)")
+
+    def make_room(self) -> None:
+        """Let the oldest unproven connection of this worker go, for its descriptor is needed."""
+        oldest = next(iter(self._unproven), None)
+        if oldest is not None:
+            self.remove_unproven(oldest)
+            oldest.displace("there are no descriptors for more")
 
     def _publish(self, difference: int) -> None:
         self.slot.add(Count.UNPROVEN, difference)
@@ -116,7 +137,6 @@ class Seat:
     """
 
     def __init__(self, admission: Admission, limits: Settings) -> None:
-        admission.slot.add(Count.CONNECTIONS, +1)
         self.since = time.monotonic()
         # One scope for all that may end a login from outside: a scope costs 15 µs, to move its deadline 5.
         self._scope = trio.CancelScope()
@@ -124,7 +144,7 @@ class Seat:
         self._limits = limits
         self._has_session = False
         self._tags: dict[Tag, int] = {}
-        self._is_displaced = False
+        self._displaced = ""
         self._turned_away = ""
         self._missed = ""
 
@@ -151,10 +171,8 @@ class Seat:
             self.proved()
         if self._turned_away and self._scope.cancelled_caught:
             raise ShuttingDown(self._turned_away)
-        if self._is_displaced and self._scope.cancelled_caught:
-            raise Displaced(
-                f"younger connections took its place: {limit} unproven ones may be open (max_pending)"
-            )
+        if self._displaced and self._scope.cancelled_caught:
+            raise Displaced(f"younger connections took its place: {self._displaced}")
         if self._scope.cancelled_caught:
             raise DeadlineMissed(self._missed)
 
@@ -170,9 +188,13 @@ class Seat:
         if self._admission.turned_away:  # it was accepted, or on its way here, when the others were
             self.turn_away(self._admission.turned_away)
 
-    def displace(self) -> None:
-        """End it in favour of younger ones."""
-        self._is_displaced = True
+    def displace(self, why: str) -> None:
+        """End it in favour of younger ones.
+
+        Args:
+            why: for the log.
+        """
+        self._displaced = why
         self._scope.cancel()
 
     def turn_away(self, why: str) -> None:
@@ -245,5 +267,5 @@ class Seat:
 
     def leave(self) -> None:
         """Count the connection no more."""
-        self._admission.slot.add(Count.CONNECTIONS, -1)
+        self._admission.add_connections(-1)
         self._give_back()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import sys
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -15,6 +16,14 @@ HARD_LIMIT_MARGIN: Final = 256
 
 OWN_DESCRIPTORS: Final = 128
 """Descriptors besides the sessions': listening sockets, files at a reload, CancelRequests under way."""
+
+
+def connections_that_fit() -> int:
+    """How many connections this process has descriptors for, with a backend each and some left for itself."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return (limit - min(OWN_DESCRIPTORS, limit // 2)) // 2
 
 
 def raise_descriptor_limit(settings: Settings, logger: FilteringBoundLogger) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -37,6 +37,9 @@ from pgtlsproxy.tls.certificates import end_point_hash
 from pgtlsproxy.tls.stream import Leg, TLSLeg
 
 _T = TypeVar("_T")
+
+DERIVATIONS: Final = trio.CapacityLimiter(2)
+"""Keys that are derived from passwords at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ class _Login:
             encode_initial_response(opened.mechanism, opened.client_first), expected=11
         )
         salt, iterations = opened.challenge(server_first)
-        keys = await trio.to_thread.run_sync(Keys.derive, password, salt, iterations)
+        keys = await trio.to_thread.run_sync(Keys.derive, password, salt, iterations, limiter=DERIVATIONS)
         answered = opened.answer(server_first, keys)
         answered.check(await self._answer(Message(b"p", answered.client_final), expected=12))
         stored_key = Secret(hashlib.sha256(keys.client_key.reveal()).digest())

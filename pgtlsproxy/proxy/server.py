@@ -29,6 +29,8 @@ own, and none waits for one that is busy. Whose turn it is is chance, though: of
 4 workers took 39 to 170 each. With this pause each took 100; with SO_REUSEPORT 86 to 117.
 """
 
+OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
 LOST_CONNECTION: Final = frozenset(
     {
         errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
@@ -98,6 +100,8 @@ class Server:
                     continue
                 # Out of descriptors or memory, forbidden by a firewall: the connection still waits.
                 self._complain(name, error)
+                if error.errno in OUT_OF_DESCRIPTORS:
+                    self.services.admission.make_room()
                 await trio.sleep(ACCEPT_BACKOFF_SECONDS)
             else:
                 sock.setblocking(False)

@@ -39,6 +39,10 @@ UNKNOWN_TIMES: Final = 30
 """How often, until it is ended all the same: whoever owns an address can keep its name from being found."""
 
 
+VOUCHINGS: Final = trio.CapacityLimiter(2)
+"""Trusts that are read for it at once; the others wait, and a login within its deadline."""
+
+
 class CertificateWithdrawn(AccessDenied):
     """Nobody vouches for the client's certificate any more: it was revoked, or its CA taken out."""
 
@@ -187,7 +191,9 @@ async def _judge_again(
 
 async def _vouching(listener: ListenerSnapshot, *, checks_time: bool) -> Vouching:
     """What the chains of a listener's clients are held against; long revocation lists take a while."""
-    return await trio.to_thread.run_sync(lambda: Vouching(listener.trust, checks_time=checks_time))
+    return await trio.to_thread.run_sync(
+        lambda: Vouching(listener.trust, checks_time=checks_time), limiter=VOUCHINGS
+    )
 
 
 def _listener(snapshot: Snapshot, standing: Standing) -> ListenerSnapshot:

@@ -42,6 +42,7 @@ from pgtlsproxy.proxy.drain import drain
 from pgtlsproxy.proxy.expiry import judge_expiry, not_after
 from pgtlsproxy.proxy.guessing import Guesses
 from pgtlsproxy.proxy.host_probes import HostProbes
+from pgtlsproxy.proxy.limits import connections_that_fit
 from pgtlsproxy.proxy.mailboxes import Mailboxes
 from pgtlsproxy.proxy.origins import Made, make
 from pgtlsproxy.proxy.relay import open_relay
@@ -110,7 +111,7 @@ class _Worker:
         """
         mailboxes = Mailboxes(self._welcome.number, self._welcome.inbox, self._welcome.mailboxes)
         tally = Tally(self._welcome.slots, self._welcome.listeners, self._welcome.tally.number)
-        admission = Admission(self._slot, mailboxes.displace_at)
+        admission = Admission(self._slot, mailboxes.displace_at, connections_that_fit())
         cancels = Cancels(self._logger, self._folder, self._resolver, self._slot, mailboxes)
         with ExitStack() as stack:
             stack.callback(self._folder.flush)

@@ -45,7 +45,9 @@ class Log:
         self.events.append((event, fields))
 
 
-ALONE = SimpleNamespace(admission=SimpleNamespace(slot=SimpleNamespace(is_ahead=False)))
+ALONE = SimpleNamespace(
+    admission=SimpleNamespace(slot=SimpleNamespace(is_ahead=False), make_room=lambda: None)
+)
 
 
 async def accepting(sock, seconds):

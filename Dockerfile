@@ -20,5 +20,7 @@ ENV PATH=/opt/pgtlsproxy/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 STOPSIGNAL SIGTERM
+# Asks the status listener (status: {listen: "127.0.0.1:9643"}); without one, run with --no-healthcheck.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["pgtlsproxy", "status", "--probe", "livez"]
 ENTRYPOINT ["pgtlsproxy"]
 CMD ["serve", "-c", "/etc/pgtlsproxy/pgtlsproxy.yaml"]

@@ -33,21 +33,32 @@ class _Unreachable(Exception):
 @click.option("--cert", metavar="FILE", help="The certificate to show, of a CA of status.ssl_ca_file.")
 @click.option("--key", metavar="FILE", help="Its private key; in the same file without.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, for machines.")
-def status(url: str, ca: str | None, cert: str | None, key: str | None, *, as_json: bool) -> int:
+@click.option(
+    "--probe",
+    type=click.Choice(["livez", "readyz"]),
+    help="Only ask whether it lives, or is ready; say nothing.",
+)
+def status(
+    url: str, ca: str | None, cert: str | None, key: str | None, *, as_json: bool, probe: str | None
+) -> int:
     """Say what a running proxy does: sessions, certificates, the last reload, workers.
 
     It needs `status: {listen: "127.0.0.1:9643"}` in its configuration. Exit status: 0 it has answered,
-    1 it cannot be reached.
+    1 it cannot be reached, or --probe was answered no.
 
     \b
     Example:
       pgtlsproxy status
+      pgtlsproxy status --probe readyz
       pgtlsproxy status --url https://10.0.0.5:9643 --ca ca.crt --cert me.crt --key me.key
     """  # noqa: D301 - \b is click's mark for text that it must not fill
     from pgtlsproxy.identity import printable
 
     try:
-        found = _ask(url, ca, cert, key)
+        if probe is not None:
+            _ask(url, f"/{probe}", ca, cert, key)
+            return 0
+        found = _status(_ask(url, "/status", ca, cert, key))
         if as_json:
             click.echo(json.dumps(found))
         else:
@@ -64,7 +75,8 @@ def status(url: str, ca: str | None, cert: str | None, key: str | None, *, as_js
 # --- Asking ---------------------------------------------------------------------------------------------
 
 
-def _ask(url: str, ca: str | None, cert: str | None, key: str | None) -> dict[str, Any]:
+def _ask(url: str, path: str, ca: str | None, cert: str | None, key: str | None) -> bytes:
+    """What is answered with 200."""
     import http.client
     from urllib.parse import urlsplit
 
@@ -83,7 +95,7 @@ def _ask(url: str, ca: str | None, cert: str | None, key: str | None) -> dict[st
         context = _context(ca, cert, key)
         connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=context)
     try:
-        connection.request("GET", "/status", headers={"Accept": "application/json"})
+        connection.request("GET", path, headers={"Accept": "application/json"})
         reply = connection.getresponse()
         body = reply.read(MAX_OCTETS)
     except (OSError, http.client.HTTPException) as error:
@@ -93,6 +105,10 @@ def _ask(url: str, ca: str | None, cert: str | None, key: str | None) -> dict[st
         connection.close()
     if reply.status != http.client.OK:
         raise _Unreachable(f"answers {reply.status}: {body[:200].decode(errors='replace').strip()}")
+    return body
+
+
+def _status(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
     except ValueError:

@@ -131,6 +131,30 @@ def test_nobody_there_is_exit_status_1(command_line):
     assert "Connection refused. Does it run" in ended.stderr
 
 
+@pytest.mark.parametrize(("answer", "status"), [(200, 0), (503, 1), (404, 1)])
+@pytest.mark.parametrize("probe", ["livez", "readyz"])
+def test_a_probe_is_an_exit_status(command_line, probe, answer, status):
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(answer)
+            self.end_headers()
+            self.wfile.write(b"stopping\n")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        ended = command_line("status", "--probe", probe, "--url", f"http://127.0.0.1:{server.server_port}")
+        thread.join()
+    assert (ended.returncode, ended.stdout, asked) == (status, "", [f"/{probe}"])
+    assert (f"answers {answer}: stopping" in ended.stderr) is bool(status)
+
+
 @pytest.mark.parametrize(
     "body", [b"<html>", b"[]", b"{}", b'{"generation": "x"}', b'{"generation": 1, "sessions": 3}']
 )

@@ -1,6 +1,7 @@
 """pgtlsproxy with one of its checks taken out: `mutants.py NAME serve -c FILE`.
 
-A test that stays green with a mutant tests nothing.
+A test that stays green with a mutant tests nothing. Sessions are judged by workers, and so are the lines that
+are loaded: the supervisor is left whole, and need not load what it has no use for.
 """
 
 from __future__ import annotations
@@ -10,17 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from pgtlsproxy.cli import main
-from pgtlsproxy.identity import Proof, ProofKind
-from pgtlsproxy.policy import access, soundness
-from pgtlsproxy.policy.challenge import Action, Verdict
-from pgtlsproxy.policy.hba import Method
-from pgtlsproxy.policy.names import Checked, NameCheck
-from pgtlsproxy.protocol.scram import server
-from pgtlsproxy.proxy import challenges, dial, login, prove
 
 
 def k1() -> None:
     """Whoever the backend lets in is let in."""
+    from pgtlsproxy.identity import Proof, ProofKind
+    from pgtlsproxy.proxy import login
 
     def believes_the_backend(self: Any, _proved: Any) -> Proof:
         return Proof(ProofKind.BACKEND_CHALLENGE, self._grant.user, self._grant.user)
@@ -30,17 +26,24 @@ def k1() -> None:
 
 def k2_at_load() -> None:
     """The loader takes `trust` with the proxy's own credential for anybody."""
+    from pgtlsproxy.policy import soundness
+
     soundness._unproven = lambda *_: None
 
 
 def k2() -> None:
     """So does the session."""
+    from pgtlsproxy.policy import access
+
     k2_at_load()
     access._is_literal_local = lambda *_: True
 
 
 def k2_verifiers() -> None:
     """SCRAM without anything to check it against counts as checked."""
+    from pgtlsproxy.identity import ProofKind
+    from pgtlsproxy.policy import access, soundness
+
     table = soundness.proof
 
     def counts_as_checked(rule: Any, how: Any, *, has_verifiers: bool) -> ProofKind:
@@ -51,11 +54,14 @@ def k2_verifiers() -> None:
 
 def scram_proof() -> None:
     """Any proof is a right one."""
+    from pgtlsproxy.protocol.scram import server
+
     server.recover_client_key = lambda *_: b""
 
 
 def password() -> None:
     """Any password is the right one."""
+    from pgtlsproxy.proxy import prove
 
     async def believes(*_: Any) -> bool:
         return True
@@ -65,6 +71,9 @@ def password() -> None:
 
 def k3() -> None:
     """The backend may ask what it likes."""
+    from pgtlsproxy.policy.challenge import Action, Verdict
+    from pgtlsproxy.proxy import challenges
+
     challenges.judge = lambda _login, _method, code, *_, **__: Verdict(
         Action.RELAY if code else Action.FINISH
     )
@@ -72,30 +81,38 @@ def k3() -> None:
 
 def k3_requirepeer() -> None:
     """Whoever owns the Unix socket is the server."""
+    from pgtlsproxy.proxy import dial
+
     dial._judge_unix_peer = lambda *_: None
 
 
 def k4() -> None:
     """Clear text from anywhere is left to pg_hba.conf."""
+    from pgtlsproxy.policy import access
+
     access._refuse_clear_text = lambda *_: None
 
 
 def cert_presence() -> None:
     """`clientcert` asks for nothing."""
+    from pgtlsproxy.policy.names import NameCheck
+
     NameCheck.certificate = lambda _self, request: request.certificate
 
 
 def cert_name() -> None:
     """Any certificate of the CA is everybody's."""
-    _without_names_where(lambda method: method is not Method.PEER)
+    _without_names_where(lambda method: method != "peer")
 
 
 def peer_name() -> None:
     """Any operating system user is everybody."""
-    _without_names_where(lambda method: method is Method.PEER)
+    _without_names_where(lambda method: method == "peer")
 
 
-def _without_names_where(is_taken_out: Callable[[Method], bool]) -> None:
+def _without_names_where(is_taken_out: Callable[[str], bool]) -> None:
+    from pgtlsproxy.policy.names import Checked, NameCheck
+
     check = NameCheck.names
     NameCheck.names = lambda self, *others: (
         Checked("anybody") if is_taken_out(self.rule.method) else check(self, *others)
@@ -121,6 +138,8 @@ MUTANTS = {
 }
 
 if __name__ == "__main__":
-    # A worker is started with all that stands before `serve`: the check is missing in it, too.
-    MUTANTS[sys.argv.pop(1)]()
+    # A worker is started with all that stands before `serve`.
+    mutant = MUTANTS[sys.argv.pop(1)]
+    if sys.argv[1] == "worker":
+        mutant()
     main(sys.argv[1:])

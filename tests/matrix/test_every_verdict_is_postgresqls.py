@@ -31,6 +31,8 @@ from matrix.attempt import Challenge
 
 CLIENTS = int(os.environ.get("PGTLSPROXY_VERDICTS", "0")) or 480
 CLIENTS_OF_A_FILE = 24
+FILES_OF_A_PROXY = 10
+"""Behind those a new one goes on: what it has counted of wrong passwords, from so few addresses, would slow them."""
 SEED = 20
 
 OWN_USER = pwd.getpwuid(os.geteuid()).pw_name
@@ -177,28 +179,49 @@ class Doors:
 
 
 class Both:
-    """A server and a proxy with the same files."""
+    """A server and a proxy with the same files.
 
-    def __init__(self, server, running, certificates, sockets):
-        self._server, self._running = server, running
+    Args:
+        server: the server.
+        serve: starts a proxy that listens at TCP ports and a socket.
+        socket: that socket.
+        certificates: those of clients.
+    """
+
+    def __init__(self, server, serve, socket, certificates):
+        self._server, self._serve, self._running = server, serve, None
+        self._socket, self._certificates = socket, certificates
+        self._taken = 0
         at_server = {4: ("127.0.0.1", server.port), 6: ("::1", server.port)}
-        at_proxy = {}
-        for address in running.addresses("central"):
-            host, _, port = address.rpartition(":")
-            if not address.startswith("unix:"):
-                at_proxy[6 if "[" in host else 4] = (host.strip("[]"), int(port))
         self.server = Doors(at_server, f"{server.socket_dir}/.s.PGSQL.{server.port}", certificates)
-        self.proxy = Doors(at_proxy, f"{sockets}/.s.PGSQL.5432", certificates)
+        self.proxy = None
 
     def take(self, hba, ident):
-        for name, content in (("pg_hba.conf", hba), ("pg_ident.conf", ident)):
+        files = {"pg_hba.conf": hba, "pg_ident.conf": ident}
+        for name, content in files.items():
             self._server.write(name, content)
-            (self._running.config.parent / name).write_text(content)
         since = len(self._server.log_lines)
         self._server.reload()
         assert not [line for line in self._server.log_lines[since:] if "was not reloaded" in line]
-        event = self._running.reload()
-        assert event["event"] == "reloaded", f"{event}\n{hba}\n{ident}"
+        if self._taken % FILES_OF_A_PROXY == 0:
+            self._start(files)
+        else:
+            for name, content in files.items():
+                (self._running.config.parent / name).write_text(content)
+            event = self._running.reload()
+            assert event["event"] == "reloaded", f"{event}\n{hba}\n{ident}"
+        self._taken += 1
+
+    def _start(self, files):
+        if self._running is not None:
+            assert self._running.stop() == 0
+        self._running = self._serve(files)
+        at_proxy = {}
+        for address in self._running.addresses("central"):
+            host, _, port = address.rpartition(":")
+            if not address.startswith("unix:"):
+                at_proxy[6 if "[" in host else 4] = (host.strip("[]"), int(port))
+        self.proxy = Doors(at_proxy, self._socket, self._certificates)
 
 
 @pytest.fixture
@@ -209,23 +232,18 @@ def both(own_cluster, certs, proxy):
         each.psql(ROLES_SQL)
     with tempfile.TemporaryDirectory(prefix="verdicts-") as sockets:  # a socket's path has 107 bytes at most
         Path(sockets).chmod(0o755)
-        running = proxy(
-            config(
-                {
-                    "central": with_tls(
-                        certs,
-                        listen=["127.0.0.1:0", "[::1]:0", f"unix:{sockets}:5432"],
-                        ident_file="pg_ident.conf",
-                        roles_file="roles",
-                    )
-                },
-                primary=passthrough(behind, certs),
-            ),
-            {"pg_hba.conf": "local all all reject\n", "pg_ident.conf": "", "roles": ROLES_FILE},
-        )
-        running.wait_for_event("ready")
+        listen = ["127.0.0.1:0", "[::1]:0", f"unix:{sockets}:5432"]
+        central = with_tls(certs, listen=listen, ident_file="pg_ident.conf", roles_file="roles")
         certificates = {name: certs.ca.issue(subject, usage="client") for name, subject in SUBJECTS.items()}
-        yield Both(server, running, certificates, sockets)
+        yield Both(
+            server,
+            lambda files: proxy(
+                config({"central": central}, primary=passthrough(behind, certs)),
+                files | {"roles": ROLES_FILE},
+            ),
+            f"{sockets}/.s.PGSQL.5432",
+            certificates,
+        )
 
 
 WORKED = {"let in", "3D000", "42501"}

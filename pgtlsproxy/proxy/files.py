@@ -153,7 +153,9 @@ def attempt(action: Callable[[], _T]) -> _T | UnusableFile:
         return error
 
 
-def read_rule_files(listeners: Iterable[Listener]) -> dict[str, bytes | UnusableFile]:
+def read_rule_files(
+    listeners: Iterable[Listener], note: Note = note_nothing
+) -> dict[str, bytes | UnusableFile]:
     """The files of lines that policies are made of."""
     kinds = {
         path: kind
@@ -165,9 +167,19 @@ def read_rule_files(listeners: Iterable[Listener]) -> dict[str, bytes | Unusable
         )
         if path is not None
     }
-def read_rule_files(
-    listeners: Iterable[Listener], note: Note = note_nothing
-) -> dict[str, bytes | UnusableFile]:
+    return read_each(kinds, lambda file, kind: read_file(file, kind, MAX_RULES_OCTETS), note)
+
+
+def read_included(
+    rules: Mapping[str, bytes | UnusableFile], known: SnapshotFiles | None = None, note: Note = note_nothing
+) -> Included:
+    """Everything that the files include, by going through them as the workers will.
+
+    Args:
+        rules: the files.
+        known: what an earlier reading found; where the files are the same, they are not gone through again.
+        note: told of each before it is read.
+    """
     if known is not None and _say_the_same(rules, known.rules):
         included = read_again(known.included, note)
         if included == known.included:

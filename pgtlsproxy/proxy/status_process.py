@@ -24,7 +24,7 @@ from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.figures import Service
 from pgtlsproxy.proxy.channel import ChannelEnded, Descriptor, FileSet, Logging, Orders, pack
 from pgtlsproxy.proxy.files import SnapshotFiles
-from pgtlsproxy.proxy.sockets import BindError, ListeningSocket, listen_tcp
+from pgtlsproxy.proxy.sockets import ListeningSocket, listen_tcp
 from pgtlsproxy.proxy.status_orders import StatusNews, StatusPing, StatusWelcome
 from pgtlsproxy.proxy.tally import Tally
 from pgtlsproxy.proxy.unix_sockets import BindError

@@ -39,7 +39,7 @@ MEGABYTE = 1_000_000
 MESSAGES = int(os.environ.get("PGTLSPROXY_FUZZ", "0")) or 3000
 """Over all pairs of legs and both modes, a tenth each."""
 
-SECONDS = 60 + MESSAGES // 300
+SECONDS = 120 + MESSAGES // 300
 
 
 @pytest.fixture(params=[(legs, mode) for legs in LEGS for mode in MODES], ids="-".join)

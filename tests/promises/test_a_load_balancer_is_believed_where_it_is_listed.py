@@ -330,3 +330,21 @@ def test_haproxys_health_checks_make_no_noise(running, tmp_path):
         running.wait_for_event("session_decided", timeout=PATIENCE, via_addr=source)
     events = [event for event in running.log_events() if event.get("via_addr") == source]
     assert all("names 127.0.0.1" in event["reason"] for event in events), events
+
+
+def test_a_shutdown_waits_for_no_header(proxy, certs):
+    """Nor for the rest of one: both would have a minute."""
+
+    class NoServer:
+        port = 1
+
+    settings = config(
+        {"tls": with_tls(certs, proxy_protocol_from=[LISTED])}, primary=passthrough(NoServer, certs)
+    )
+    running = proxy(settings | {"startup_timeout": "60s"}, {"pg_hba.conf": HBA})
+    with balancer(running) as silent, balancer(running) as slow, balancer(running) as started:
+        slow.send(v2("203.0.113.200")[:20])
+        started.send(v1("203.0.113.200"))
+        assert started.ask_for_tls() == b"S"  # so the others, which came before it, are waited for
+        assert running.stop(PATIENCE) == 0
+        assert [client.read_error().error[0] for client in (silent, slow)] == ["57P01", "57P01"]

@@ -1,8 +1,11 @@
 """What a PROXY header says of a client is believed of whom `proxy_protocol_from` lists, and of nobody else."""
 
 import itertools
+import re
+import signal
 import struct
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -332,12 +335,41 @@ def test_haproxys_health_checks_make_no_noise(running, tmp_path):
     assert all("names 127.0.0.1" in event["reason"] for event in events), events
 
 
+class NoServer:
+    port = 1
+
+
+def test_haproxy_as_the_manual_has_it_hears_of_a_drain_before_anybody_is_turned_away(proxy, certs, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    (block,) = re.findall(r"^# haproxy\.cfg\nbackend pgtlsproxy\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    *options, server = block.splitlines()
+    listener = with_tls(certs, proxy_protocol_from=[LISTED])
+    settings = config({"tls": listener}, primary=passthrough(NoServer, certs))
+    settings |= {"status": {"listen": "127.0.0.1:0"}, "drain_delay": "60s"}
+    running = proxy(settings, {"pg_hba.conf": HBA})
+    running.wait_for_event("ready", timeout=PATIENCE)
+    words = server.split()[2:]
+    here = {
+        "10.0.0.5:6432": f"127.0.0.1:{running.port('tls')} source {next(_balancers)}",
+        "9643": str(running.status_port),
+    }
+    server = " ".join(here.get(word, word) for word in [*words, "inter", "100ms"])
+    claims = "\ntcp-request connection set-src str(203.0.113.9)"
+    with running_haproxy(tmp_path, {"in": (claims, "\n".join([server, *options]))}) as haproxy:
+        with WireClient(("127.0.0.1", haproxy.ports["in"])) as client:
+            assert client.ask_for_tls() == b"S"
+        assert "DOWN" not in "".join(haproxy.output.lines)
+        running.signal(signal.SIGTERM)
+        haproxy.output.wait_for(
+            lambda line: "Server in/in is DOWN" in line and "code: 503" in line, timeout=PATIENCE
+        )
+        with balancer(running) as client:  # who has not heard of it is still served
+            client.send(v1("203.0.113.9"))
+            assert client.ask_for_tls() == b"S"
+
+
 def test_a_shutdown_waits_for_no_header(proxy, certs):
     """Nor for the rest of one: both would have a minute."""
-
-    class NoServer:
-        port = 1
-
     settings = config(
         {"tls": with_tls(certs, proxy_protocol_from=[LISTED])}, primary=passthrough(NoServer, certs)
     )

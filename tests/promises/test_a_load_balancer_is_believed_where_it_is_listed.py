@@ -1,6 +1,7 @@
 """What a PROXY header says of a client is believed of whom `proxy_protocol_from` lists, and of nobody else."""
 
 import itertools
+import random
 import re
 import signal
 import struct
@@ -234,6 +235,27 @@ def test_a_header_comes_once_and_before_everything_else(running, second):
         client.read_to_end()
     told = running.wait_for_event("session_decided", client_port=port)
     assert (told["client_addr"], told["kind"]) == ("198.51.100.9", "client_protocol")
+
+
+def test_mutated_headers_let_nobody_in_and_harm_nobody(running):
+    """What is left of a header is taken for one, with the address that it says, or ends the connection."""
+    chance = random.Random(1)
+    for _ in range(100):
+        data = bytearray(chance.choice([v1, v2])("198.51.100.9", next(_ports)) + wire.SSL_REQUEST)
+        for _ in range(chance.randint(1, 3)):
+            data[chance.randrange(len(data))] = chance.choice(
+                [0, 9, 10, 13, 32, 48, 255, chance.randrange(256)]
+            )
+        with balancer(running) as client:
+            client.send(bytes(data))
+            client.end()
+            assert client.read_to_end()[:1] in {b"", b"S", b"N", b"E"}  # and nobody is asked for a proof
+    with balancer(running) as client:
+        client.send(v2("203.0.113.200"))
+        assert client.ask_for_tls() == b"S"
+        client.start_tls()
+        start(client)
+        wire.log_in(client, password("alice"))
 
 
 def test_half_a_header_is_told(running):

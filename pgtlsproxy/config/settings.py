@@ -21,6 +21,8 @@ MAX_CONNECTIONS: Final = 0x3FFFF
 MIN_PENDING: Final = 16
 """Where max_connections is small, so many may still be on their way in at once."""
 
+MAX_HANDSHAKES: Final = 1000
+
 MAX_CANCEL_RATE: Final = 1_000_000
 
 
@@ -121,7 +123,6 @@ class General(Model):
 
     not_in_this_version: ClassVar[frozenset[str]] = frozenset(
         {
-            "max_handshakes",
             "console",
             "dns_cache",
         }
@@ -158,6 +159,9 @@ class General(Model):
     max_pending: Annotated[int | None, BeforeValidator(whole_number(1, MAX_CONNECTIONS))] = None
     """Connections at once whose client nobody has proved yet; one more, and the oldest goes. None for a
     quarter of max_connections, and MIN_PENDING at least. Ours."""
+
+    max_handshakes: Annotated[int, BeforeValidator(whole_number(1, MAX_HANDSHAKES))] = 4
+    """TLS handshakes with clients that a worker begins before everything else has a turn. Ours."""
 
     cancel_rate: Annotated[int, BeforeValidator(whole_number(0, MAX_CANCEL_RATE))] = 10
     """CancelRequests with a key that no session here has, a second and source; 0 for no limit. Ours."""

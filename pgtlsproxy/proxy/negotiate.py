@@ -24,6 +24,7 @@ from pgtlsproxy.protocol.startup import (
     parse_packet,
 )
 from pgtlsproxy.proxy.client import Client
+from pgtlsproxy.proxy.handshakes import Handshakes
 from pgtlsproxy.proxy.stages import Accepted, Negotiated
 from pgtlsproxy.tls.certificates import describe, require_named_types
 from pgtlsproxy.tls.contexts import ALPN_PROTOCOL
@@ -40,8 +41,16 @@ class CancelRequested:
     request: CancelRequest
 
 
-async def negotiate(accepted: Accepted, client: Client, log: SessionLog) -> Negotiated | CancelRequested:
+async def negotiate(
+    accepted: Accepted, client: Client, handshakes: Handshakes, log: SessionLog
+) -> Negotiated | CancelRequested:
     """Settle the encryption and read what the client wants.
+
+    Args:
+        accepted: the connection.
+        client: its end.
+        handshakes: lets a TLS handshake begin.
+        log: told what is known.
 
     Bytes are read exactly as far as a packet reaches, so that nothing sent in clear behind an
     SSLRequest is ever taken for decrypted: the handshake meets it first, and fails.
@@ -53,7 +62,7 @@ async def negotiate(accepted: Accepted, client: Client, log: SessionLog) -> Nego
 
     Has no deadline of its own.
     """
-    startup = await _read_startup(accepted, client, log)
+    startup = await _read_startup(accepted, client, handshakes, log)
     if isinstance(startup, CancelRequest):
         return CancelRequested(startup)
     log.note(
@@ -70,7 +79,7 @@ async def negotiate(accepted: Accepted, client: Client, log: SessionLog) -> Nego
 
 
 async def _read_startup(
-    accepted: Accepted, client: Client, log: SessionLog
+    accepted: Accepted, client: Client, handshakes: Handshakes, log: SessionLog
 ) -> StartupMessage | CancelRequest:
     context = accepted.listener.tls_context
     negotiation = ClientNegotiation(offers_tls=context is not None and not accepted.address.is_unix)
@@ -80,7 +89,7 @@ async def _read_startup(
     client.has_spoken = True
     if first == TLS_HANDSHAKE:
         negotiation.direct_tls()
-        leg = await _start_tls(accepted, client, log)
+        leg = await _start_tls(accepted, client, handshakes, log)
         if leg.alpn != ALPN_PROTOCOL:
             raise ClientTLSFailed(
                 "received direct SSL connection request without ALPN protocol negotiation extension"
@@ -92,7 +101,7 @@ async def _read_startup(
                 await client.agree_to_tls()
                 if not await client.peek():
                     raise ClientGone("the client closed before its TLS handshake")
-                await _start_tls(accepted, client, log)
+                await _start_tls(accepted, client, handshakes, log)
             case Action.REFUSE_ENCRYPTION:
                 await client.send(b"N")
             case Action.PROCEED:
@@ -119,9 +128,10 @@ async def _read_packet(accepted: Accepted, client: Client) -> Packet:
     return parse_packet(payload)
 
 
-async def _start_tls(accepted: Accepted, client: Client, log: SessionLog) -> TLSLeg:
+async def _start_tls(accepted: Accepted, client: Client, handshakes: Handshakes, log: SessionLog) -> TLSLeg:
     context = accepted.listener.tls_context
     assert context is not None  # noqa: S101 - the negotiation offers TLS only where there is one
+    await handshakes.begin(accepted.snapshot.settings.max_handshakes)
     try:
         leg = await client.start_tls(context)
         log.note(tls_version=leg.version, tls_cipher=leg.cipher, sni=leg.server_name)

@@ -13,6 +13,7 @@ from pgtlsproxy.proxy.auth_query import AuthQueries
 from pgtlsproxy.proxy.authorise import LookUps
 from pgtlsproxy.proxy.cancel import Cancels
 from pgtlsproxy.proxy.guessing import Guesses
+from pgtlsproxy.proxy.handshakes import Handshakes
 from pgtlsproxy.proxy.host_probes import HostProbes
 from pgtlsproxy.proxy.relay import Relay
 from pgtlsproxy.proxy.resolve import Resolver
@@ -34,6 +35,7 @@ class Services:
         cancels: the live sessions' cancel keys.
         relay: what carries sessions that are logged in.
         admission: how many are there, and whether anybody is let in.
+        handshakes: lets clients' TLS handshakes begin.
         guesses: how often passwords were wrong.
         tally: where sessions are counted.
         in_service: gives the configuration that is served now.
@@ -48,6 +50,7 @@ class Services:
     cancels: Cancels
     relay: Relay
     admission: Admission
+    handshakes: Handshakes
     guesses: Guesses
     tally: TallyRow
     in_service: Callable[[], Snapshot]

@@ -95,7 +95,7 @@ async def _run(
         accepted = await accept(session, client, listener, snapshot, log)
         accepted = await introduced(accepted, client, seat, log)
         seat.must_be_over_by(accepted.startup_deadline, "no StartupMessage came in time (startup_timeout)")
-        negotiated = await negotiate(accepted, client, log)
+        negotiated = await negotiate(accepted, client, services.handshakes, log)
         if isinstance(negotiated, CancelRequested):
             seat.must_be_over_by(math.inf, "")  # what follows has its own
             await services.cancels.forward(accepted, negotiated.request)

@@ -41,6 +41,7 @@ from pgtlsproxy.proxy.child import serve_supervisor
 from pgtlsproxy.proxy.drain import drain
 from pgtlsproxy.proxy.expiry import judge_expiry, not_after
 from pgtlsproxy.proxy.guessing import Guesses
+from pgtlsproxy.proxy.handshakes import Handshakes
 from pgtlsproxy.proxy.host_probes import HostProbes
 from pgtlsproxy.proxy.limits import connections_that_fit
 from pgtlsproxy.proxy.mailboxes import Mailboxes
@@ -127,6 +128,7 @@ class _Worker:
                     cancels=cancels,
                     relay=relay,
                     admission=admission,
+                    handshakes=Handshakes(),
                     guesses=Guesses(),
                     tally=tally.row(self._welcome.number),
                     in_service=self._snapshot,

@@ -465,7 +465,7 @@ def test_a_wrong_setting_is_one_mistake_with_its_line_and_key(name):
 
 
 LATER = {
-    "": "console max_handshakes dns_cache",
+    "": "console dns_cache",
     "b": "sslcert_issuer sslkey_issuer sslcert_lifetime",
 }
 

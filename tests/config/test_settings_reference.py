@@ -125,3 +125,17 @@ def test_what_is_not_in_this_version_stands_there():
     for title, place in (("General", General), ("listeners.NAME", Listener), ("backends.NAME", Backend)):
         shown = "".join(re.findall(rf"^\* {re.escape(title)}: (.*?)\.$", later, re.MULTILINE | re.DOTALL))
         assert re.findall(r"`(\w+)`", shown) == sorted(place.not_in_this_version)
+
+
+def test_the_limits_of_the_manual_have_their_defaults():
+    """docs/operations.md has them all in one table."""
+    operations = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    (limits,) = re.findall(r"^## Limits\n(.*?)^## ", operations, re.MULTILINE | re.DOTALL)
+    places = {"top": "General", "listener": "listeners.NAME", "backend": "backends.NAME"}
+    defaults = {(place, key): default for place, key, default, *_ in ROWS}
+    shown = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", limits, re.MULTILINE)
+    assert {(places[place], key): default for key, place, default in shown}.items() <= defaults.items()
+    limiting = re.compile(
+        "max_(connections.*|pending|handshakes)|.*_timeout|.*keepalives.*|(revoked|expired)_sessions|.*_lifetime"
+    )
+    assert {key for key, *_ in shown} >= {key for _, key in defaults if limiting.fullmatch(key)}

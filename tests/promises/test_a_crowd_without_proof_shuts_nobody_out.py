@@ -197,3 +197,34 @@ def test_beyond_all_limits_connections_are_closed_at_once(proxy, certs, fake_bac
             client.sock.settimeout(0)
             with pytest.raises(BlockingIOError):
                 client.sock.recv(1)
+
+
+def test_silence_and_garbage_are_over_in_time_and_counted_once_each(proxy, certs, fake_backend):
+    silent, noisy, seconds = 40, 20, 2
+    backend = passthrough(fake_backend(lets_everybody_in), certs, require_auth="none")
+    running = proxy(
+        config({"clear": in_clear()}, primary=backend) | {"startup_timeout": f"{seconds}s"},
+        {"pg_hba.conf": "host all all all trust\n"},
+    )
+    address = "127.0.0.1", running.port("clear")
+    with contextlib.ExitStack() as stack:
+        crowd = [
+            stack.enter_context(wire.WireClient(address, source=f"127.0.1.{number + 1}"))
+            for number in range(silent + noisy)
+        ]
+        for client in crowd[silent:]:
+            client.send_raw(b"\xff" * 64)
+        start = time.monotonic()
+        legitimate = stack.enter_context(wire.WireClient(address, source=wire.another_source()))
+        legitimate.send(wire.startup(user="alice"))
+        legitimate.read_until(b"Z")
+        assert time.monotonic() - start < wire.PROMPTLY
+        for client in crowd:
+            assert client.read_to_end() == b""
+        assert answers(legitimate)
+    kinds = [each["kind"] for each in running.log_events("session_decided")]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        None: 1,
+        "timeout": silent,
+        "client_protocol": noisy,
+    }

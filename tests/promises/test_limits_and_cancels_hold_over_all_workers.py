@@ -92,6 +92,41 @@ def test_max_connections_is_the_sum_over_all_workers(start):
         assert log_in(stack, running)[1] is None
 
 
+def test_a_crowd_that_comes_and_goes_at_the_limit_leaves_it_where_it_was(start):
+    running = start(max_connections=MAX_CONNECTIONS)
+    refused = []
+
+    def come_and_go():
+        for _ in range(15):
+            with ExitStack() as stack:
+                client, worker = log_in(stack, running)
+                if worker is None:
+                    refused.append(client)
+                else:
+                    client.send(wire.TERMINATE)
+
+    with ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS - 1):  # so that most of the crowd find none left
+            log_in(stack, running)
+        crowd = [threading.Thread(target=come_and_go) for _ in range(12)]
+        for each in crowd:
+            each.start()
+        for each in crowd:
+            each.join()
+        assert refused
+        until(lambda: log_in(stack, running)[1] is not None)
+        running.wait_for_event("session_ended")
+    until(
+        lambda: (
+            len(running.log_events("session_ended"))
+            == len([each for each in running.log_events("session_decided") if each["verdict"] == "allowed"])
+        )
+    )
+    with ExitStack() as stack:
+        fill(stack, running)
+        assert log_in(stack, running)[1] is None
+
+
 def test_the_sessions_of_a_dead_worker_are_counted_no_more(start):
     running = start(max_connections=MAX_CONNECTIONS)
     with ExitStack() as stack:

@@ -135,13 +135,14 @@ class Relay:
         """The sessions that are relayed now."""
         return tuple(logged_in for logged_in, _ in self._sessions.values())
 
-    async def look_at_limits(self) -> None:
-        """Have the thread look, once a second, at the sessions that may have to end by themselves.
+    async def look_at_sessions(self) -> None:
+        """Have the thread look, once a second, at the sessions that have to end, or are lost, by then.
 
         A moment of the thread's own that is always due would cost every message a little.
         """
         while True:
             await trio.sleep(LOOK_SECONDS)
+            self._loop.post(self._loop.look_for_lost)
             watched = tuple(self._watched.values())
             for start in range(0, len(watched), LOOKS_AT_ONCE):
                 self._loop.post(partial(self._loop.look_at, watched[start : start + LOOKS_AT_ONCE]))
@@ -221,7 +222,7 @@ async def open_relay() -> AsyncIterator[Relay]:
     relay.start()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.watch)
-        nursery.start_soon(relay.look_at_limits)
+        nursery.start_soon(relay.look_at_sessions)
         try:
             yield relay
         finally:

@@ -12,6 +12,7 @@ descriptor can come to mean another connection while OpenSSL uses it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -36,7 +37,7 @@ from pgtlsproxy.proxy.relay_session import (
     State,
 )
 from pgtlsproxy.tls.raw import Buffers, Operation, Want
-from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS
+from pgtlsproxy.tls.stream import MAX_RECORD_OCTETS, LegLost
 
 MAX_EVENTS: Final = 42
 """Of one wake-up. Room for them is got each time, 12 octets for each: up to 512 together Python has it at
@@ -138,6 +139,14 @@ class RelayLoop:
             with self._only(each.session):
                 if each.session.stage is Stage.LIVE and (wish := each.due()) is not None:
                     self.wish(each.session, wish)
+
+    def look_for_lost(self) -> None:
+        """End the sessions whose peer has gone while its socket was full."""
+        for fd in self._patience.lost():
+            direction = self._directions[fd]
+            with self._only(direction.session):
+                direction.session.source_lost(direction, LegLost(os.strerror(errno.ETIMEDOUT)))
+                self._settle(direction.session)
 
     def stop(self) -> None:
         """End the thread. Sessions that are left are not reported."""

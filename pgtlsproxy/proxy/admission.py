@@ -252,10 +252,14 @@ class Seat:
             )
 
     def _hold(self, kind: Tag, tag: bytes, limit: int) -> bool:
-        """Count the session by a tag. Returns whether not more than so many are; zero is no limit."""
+        """Count the session by a tag. Returns whether it may be there: zero is no limit.
+
+        One that has been judged is not judged again: who is one too many is counted for a moment, too.
+        """
+        if kind in self._tags:
+            return True
         slot = self._admission.slot
-        if kind not in self._tags:
-            self._tags[kind] = slot.publish(kind, tag)
+        self._tags[kind] = slot.publish(kind, tag)
         return not limit or slot.count(kind, tag) <= limit
 
     def _give_back(self) -> None:

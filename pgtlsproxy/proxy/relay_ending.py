@@ -22,10 +22,10 @@ class When(enum.Enum):
     """When the backend owes no answer, be it in a transaction."""
     NOW = "now"
 
-    def is_sooner_than(self, other: When) -> bool:
-        """Whether it waits for less."""
-        order = tuple(When)
-        return order.index(self) > order.index(other)
+    @property
+    def urgency(self) -> int:
+        """The greater, the less it waits for."""
+        return tuple(When).index(self)
 
 
 @dataclass(frozen=True, slots=True)

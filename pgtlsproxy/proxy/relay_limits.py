@@ -32,15 +32,14 @@ class Watched:
     def due(self) -> Wish | None:
         """What is to be wished of the session now; None where nothing is, or something as urgent was."""
         now = time.monotonic()
-        wish = self._by_age(now) or self._by_silence(now)
+        wishes = [due.wish for due in self.limits.ends if now - self._began >= due.seconds]
+        if (idle := self._by_silence(now)) is not None:
+            wishes.append(idle)
+        wish = max(wishes, key=lambda wish: wish.when.urgency, default=None)
         present = self.session.wish
-        if wish is None or (present is not None and not wish.when.is_sooner_than(present.when)):
+        if wish is None or (present is not None and wish.when.urgency <= present.when.urgency):
             return None
         return wish
-
-    def _by_age(self, now: float) -> Wish | None:
-        passed = [due.wish for due in self.limits.ends if now - self._began >= due.seconds]
-        return passed[-1] if passed else None
 
     def _by_silence(self, now: float) -> Wish | None:
         idle = self.limits.idle

@@ -214,7 +214,10 @@ def test_who_is_proved_twice_is_counted_once(workers):
     limits = limited(max_connections_per_user=1)
     seat = workers[0].seat(limits)
     take_as("main", "CN=alice")(seat)
+    slot = workers[1].slot
+    index = slot.publish(Tag.USER, slot.user_tag("main", "CN=alice"))  # another one, before it is judged
     take_as("main", "CN=alice")(seat)
+    slot.withdraw(Tag.USER, index)
     with pytest.raises(TooManyConnections):
         take_as("main", "CN=alice")(workers[1].seat(limits))
 

@@ -103,6 +103,12 @@ def test_what_grows_more_urgent_with_age_takes_the_place_of_what_was_wished_befo
         session.wish = wish or session.wish
 
 
+def test_the_most_urgent_of_what_is_due_counts(clock):
+    _, watched = watch(ends=(Due(10, OVER), Due(11, OLD)))
+    clock.now += 11
+    assert watched.due() is OVER
+
+
 def test_whoever_leaves_with_the_proxy_is_not_asked_to_stay_longer(clock):
     session, watched = watch(idle=Due(IDLE_SECONDS, IDLE), ends=(Due(5, OLD),))
     session.wish = Wish(Ending("shutdown", "the proxy ends"), When.BOUNDARY)

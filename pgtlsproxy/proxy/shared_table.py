@@ -61,6 +61,8 @@ _SERVING, _OLDEST, _WINDOW, _BEAT, _TAGS = range(4, 9)
 HUNG_SECONDS: Final = 3.0
 """A worker whose event loop has not turned for so long lets nobody go, and nobody counts on it."""
 
+AHEAD_SECONDS: Final = 1.0
+
 _WORD: Final = 4
 _WORD_RANGE: Final = 1 << 32
 _COUNTERS: Final = 16
@@ -159,10 +161,11 @@ class WorkerSlot:
 
     def _unproven(self) -> Iterator[tuple[int, int, int]]:
         """By worker that does not hang: how many it has, how old the oldest is in ms, and its number."""
-        now = _milliseconds(time.monotonic())
+        # Ahead of what others write while this is read; differences are of words that start over.
+        now = _milliseconds(time.monotonic() + AHEAD_SECONDS)
         counts, oldest, beats = (self._table.each(word) for word in (Count.UNPROVEN, _OLDEST, _BEAT))
         for number, (count, since, beat) in enumerate(zip(counts, oldest, beats, strict=True), start=1):
-            is_turning = (now - beat) % _WORD_RANGE <= HUNG_SECONDS * 1000
+            is_turning = (now - beat) % _WORD_RANGE <= (HUNG_SECONDS + AHEAD_SECONDS) * 1000
             if count and (is_turning or number == self.number):
                 yield count, (now - since) % _WORD_RANGE, number
 

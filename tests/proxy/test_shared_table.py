@@ -93,6 +93,21 @@ def test_the_oldest_is_known_also_when_the_clock_starts_over(table, monkeypatch)
     assert three.holder_of_oldest() == 1
 
 
+def test_what_another_worker_writes_meanwhile_is_neither_old_nor_of_one_that_hangs(table, monkeypatch):
+    one, two, _ = slots(table)
+    now = 5.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    one.beat()
+    one.add(Count.UNPROVEN, 1)
+    one.set_oldest(4.0)
+    now = 5.2
+    two.beat()
+    two.add(Count.UNPROVEN, 2)
+    two.set_oldest(5.2)
+    now = 5.0
+    assert (one.total_unproven(), one.holder_of_oldest()) == (3, 1)
+
+
 def test_a_key_is_found_by_others_while_it_lives_and_by_the_whole_of_it(table):
     one, two, _ = slots(table)
     tag = two.tag("main", 42, b"key")

@@ -15,6 +15,8 @@ from pgtlsproxy.errors import ConfigError
 def serve(path: str) -> int:
     """Run the proxy until SIGTERM or SIGINT. Changed files are reloaded, at once on SIGHUP.
 
+    On SIGUSR2 another process takes its place, with what is installed and configured by then.
+
     Told to end, it accepts no more, ends idle sessions, and lets transactions end within
     drain_timeout. Told again, it ends at once.
 
@@ -32,23 +34,25 @@ def serve(path: str) -> int:
     from pgtlsproxy.observability.logs import queued_log
     from pgtlsproxy.observability.stream import open_lock
     from pgtlsproxy.proxy.channel import Descriptor
+    from pgtlsproxy.proxy.handover import take_what_is_given
     from pgtlsproxy.proxy.reading import read
-    from pgtlsproxy.proxy.supervisor import make_table, supervise, take_what_is_given
+    from pgtlsproxy.proxy.supervisor import make_table, supervise
 
     try:
         given = take_what_is_given()
     except ConfigError as error:
         print_mistakes(error.mistakes)
         return 1
+    report = print_mistakes if given.predecessor is None else given.predecessor.say_failed
     files = read(path, serves=True)
     settings = files.settings
     if settings is None:
-        print_mistakes(files.mistakes)
+        report(files.mistakes)
         return 1
     table, lock = make_table(settings), open_lock()
     try:
         with queued_log(settings.log.format, settings.log.level, lock=lock) as logger:
             return supervise(files, settings, table, Descriptor(lock), logger, given)
     except ConfigError as error:
-        print_mistakes(error.mistakes)
+        report(error.mistakes)
         return 1

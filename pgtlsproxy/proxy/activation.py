@@ -18,10 +18,7 @@ from typing import Final
 from pgtlsproxy.config import Listener, Settings, TCPAddress, UnixAddress
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import printable
-from pgtlsproxy.proxy.sockets import ListeningSocket, shown
-
-STATUS_NAME: Final = "status"
-"""What the socket of `status.listen` is called."""
+from pgtlsproxy.proxy.sockets import STATUS_NAME, ListeningSocket, shown
 
 _FIRST: Final = 3
 """The descriptor of the first one, as the protocol has it."""
@@ -114,7 +111,8 @@ def _take(descriptor: int) -> ListeningSocket:
         raise ValueError("does not listen: expected Accept=no in its unit")
     sock.setblocking(False)
     os.set_inheritable(descriptor, False)
-    return ListeningSocket(sock, _shown(sock), is_passed=True)
+    address = _shown(sock)
+    return ListeningSocket(sock, address, address, is_passed=True)
 
 
 def _shown(sock: socket.socket) -> str:

@@ -157,7 +157,12 @@ class Ping:
     """Answer `Pong` when the event loop and the relay's thread have both had a turn."""
 
 
-Order = Welcome | Build | Swap | Serve | Drain | Ping
+@dataclass(frozen=True, slots=True)
+class Cease:
+    """Accept no more; whoever has been accepted is let in."""
+
+
+Order = Welcome | Build | Swap | Serve | Cease | Drain | Ping
 
 
 # --- What a worker answers ------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import Settings
 from pgtlsproxy.identity import Secret
-from pgtlsproxy.proxy.channel import Descriptor, Drain, Logging, Welcome
+from pgtlsproxy.proxy.channel import Cease, Descriptor, Drain, Logging, Welcome
 from pgtlsproxy.proxy.shared_table import SharedTable
 from pgtlsproxy.proxy.tally import Tally
 from pgtlsproxy.proxy.worker_process import WorkerProcess
@@ -248,6 +248,13 @@ class Crew:
             self._logger.error("no_worker_starts", attempts=seat.failures)
             self.status = STATUS_BUG
             self.end()
+
+    def cease(self) -> None:
+        """Have them accept no more: others do."""
+        self.is_ending = True
+        for worker in self.everybody:
+            if worker.may_serve:
+                worker.send(Cease())
 
     def drain(self, seconds: float) -> None:
         """Have them end their sessions, and then themselves.

@@ -75,6 +75,10 @@ class Server:
                 for _, sock in listening:
                     sock.close()
 
+    def cease(self) -> None:
+        """Accept no more: somebody else does."""
+        self._accepting.cancel()
+
     def stop(self, why: str) -> None:
         """Accept no more, and let nobody in any more; sessions go on.
 

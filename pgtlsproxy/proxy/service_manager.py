@@ -54,6 +54,13 @@ class Contact:
     address: str
     patience: float
 
+    def environment(self) -> dict[str, str]:
+        """The variables that say so, for a process that takes our place."""
+        variables = {"NOTIFY_SOCKET": self.address} if self.address else {}
+        if not math.isinf(self.patience):
+            variables["WATCHDOG_USEC"] = str(int(self.patience * 1_000_000))
+        return variables
+
 
 def contact() -> Contact:
     """Read it, and take it out of the environment: no process that we start speaks in our name."""
@@ -147,12 +154,32 @@ class ServiceManager:
                 self._send(f"STATUS={status}")
         self._flush()
 
+    def hand_over(self, pid: int) -> bool:
+        """Say that another process is the main one now, and no more; waits for a second at most.
+
+        Returns:
+            Whether it was heard. Where not, we still are.
+        """
+        if self._sock is None:
+            return True
+        self._sock.settimeout(1.0)
+        try:
+            self._sock.sendto(f"MAINPID={pid}".encode(), self._address)
+        except OSError:
+            self._sock.setblocking(False)
+            return False
+        self._unsent.clear()
+        self.close()
+        return True
+
     def close(self) -> None:
         """Say no more."""
         if self._sock is not None:
             self._flush()
             self._sock.close()
             self._sock = None
+        self._show_at = self._alive_at = math.inf
+        self._unsent.clear()
 
     def _say(self, *assignments: str) -> None:
         self._shown = self._describe()

@@ -16,7 +16,10 @@ from pgtlsproxy.config import Listener, Settings, TCPAddress, UnixAddress
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.identity import ClientAddress, IPAddress, OSUser
 from pgtlsproxy.protocol.proxy_header import Endpoint, Ends
-from pgtlsproxy.proxy.unix_sockets import BACKLOG, BindError, UnixFiles, listen_unix
+from pgtlsproxy.proxy.unix_sockets import BACKLOG, BindError, UnixFiles, adopt_unix, listen_unix
+
+STATUS_NAME: Final = "status"
+"""What the socket of `status.listen` is called among those of the listeners."""
 
 REMEMBERED: Final = 4096
 """Addresses whose parsed form is kept, the least recently seen going first."""
@@ -31,25 +34,48 @@ class ListeningSocket:
     Args:
         sock: the socket, non-blocking.
         shown: the address as people write it, with the port that was really taken.
+        configured: the same with the port of the configuration, which may be 0.
         files: what a Unix one leaves in the file system; None for one that was passed to us.
         is_passed: whether it was open before us and stays so behind us, as systemd's are.
+        is_lent: whether another process listens on it, too, whose place we have not taken yet.
     """
 
     sock: socket.socket
     shown: str
+    configured: str
     files: UnixFiles | None = None
     is_passed: bool = False
+    is_lent: bool = False
 
     def close(self) -> None:
         """Stop listening, and remove the files of a Unix socket of ours."""
         self.sock.close()
         if self.files is not None:
-            self.files.remove()
+            self.files.leave() if self.is_lent else self.files.remove()
             self.files = None
 
 
+class Heirlooms:
+    """Sockets of the process whose place we take, for the listeners that have the same addresses.
+
+    Args:
+        sockets: (listener name, socket) pairs.
+    """
+
+    def __init__(self, sockets: Sequence[tuple[str, ListeningSocket]] = ()) -> None:
+        self.left = list(sockets)
+
+    def take(self, name: str, configured: str) -> ListeningSocket | None:
+        """The socket of an address; with a port that the system has chosen, only of the listener's name."""
+        for each in self.left:
+            if each[1].configured == configured and (each[0] == name or not configured.endswith(":0")):
+                self.left.remove(each)
+                return each[1]
+        return None
+
+
 def listen(
-    path: str, settings: Settings, passed: Mapping[str, Sequence[ListeningSocket]]
+    path: str, settings: Settings, passed: Mapping[str, Sequence[ListeningSocket]], heirlooms: Heirlooms
 ) -> list[tuple[str, ListeningSocket]]:
     """Listen on every address of the configuration, or on none.
 
@@ -57,6 +83,7 @@ def listen(
         path: the configuration file, for messages.
         settings: what it says.
         passed: by listener, the sockets that take the place of its addresses.
+        heirlooms: sockets that are taken where the address is the same.
 
     Returns:
         (listener name, socket) pairs.
@@ -72,7 +99,7 @@ def listen(
             continue
         for index, address in enumerate(listener.listen):
             try:
-                sockets = _listen(address, listener, is_shared=settings.reuse_port)
+                sockets = _listen(address, name, listener, heirlooms, is_shared=settings.reuse_port)
             except BindError as error:
                 mistakes.append(Mistake(f"{path}: listeners.{name}.listen[{index}]", str(error)))
             else:
@@ -85,23 +112,31 @@ def listen(
 
 
 def _listen(
-    address: TCPAddress | UnixAddress, listener: Listener, *, is_shared: bool
+    address: TCPAddress | UnixAddress, name: str, listener: Listener, heirlooms: Heirlooms, *, is_shared: bool
 ) -> list[ListeningSocket]:
     if isinstance(address, TCPAddress):
-        return listen_tcp(address, is_shared=is_shared)
-    sock, files = listen_unix(
-        address, listener.unix_socket_permissions, listener.unix_socket_group, is_shared=is_shared
-    )
-    return [ListeningSocket(sock, f"unix:{address.path}", files)]
+        return listen_tcp(address, name, heirlooms, is_shared=is_shared)
+    permissions, group = listener.unix_socket_permissions, listener.unix_socket_group
+    where = f"unix:{address.path}"
+    heirloom = heirlooms.take(name, where)
+    if heirloom is not None and heirloom.files is not None:
+        adopt_unix(heirloom.files, permissions, group)
+        return [heirloom]
+    sock, files = listen_unix(address, permissions, group, is_shared=is_shared)
+    return [ListeningSocket(sock, where, where, files)]
 
 
-def listen_tcp(address: TCPAddress, *, is_shared: bool) -> list[ListeningSocket]:
+def listen_tcp(
+    address: TCPAddress, name: str, heirlooms: Heirlooms, *, is_shared: bool
+) -> list[ListeningSocket]:
     """Listen on a TCP address; `localhost` and `*` are two, one a family.
 
     IPv6 sockets take IPv6 alone, so that an IPv4 rule can never be slipped past by `::ffff:10.1.2.3`.
 
     Args:
         address: where.
+        name: of the listener.
+        heirlooms: sockets that are taken where the address is the same.
         is_shared: whether other processes of the same user that say so may listen there, too.
 
     Raises:
@@ -110,6 +145,10 @@ def listen_tcp(address: TCPAddress, *, is_shared: bool) -> list[ListeningSocket]
     sockets: list[ListeningSocket] = []
     port = address.port
     for host in address.hosts:
+        heirloom = heirlooms.take(name, shown(host, address.port))
+        if heirloom is not None:
+            sockets.append(heirloom)
+            continue
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -130,7 +169,7 @@ def listen_tcp(address: TCPAddress, *, is_shared: bool) -> list[ListeningSocket]
                 f"cannot listen on {shown(host, port)}: {error.strerror}{_hint(error, is_shared=is_shared)}"
             ) from None
         port = sock.getsockname()[1]
-        sockets.append(ListeningSocket(sock, shown(host, port)))
+        sockets.append(ListeningSocket(sock, shown(host, port), shown(host, address.port)))
     return sockets
 
 

@@ -24,7 +24,7 @@ from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.figures import Service
 from pgtlsproxy.proxy.channel import ChannelEnded, Descriptor, FileSet, Logging, Orders, pack
 from pgtlsproxy.proxy.files import SnapshotFiles
-from pgtlsproxy.proxy.sockets import ListeningSocket, listen_tcp
+from pgtlsproxy.proxy.sockets import STATUS_NAME, Heirlooms, ListeningSocket, listen_tcp
 from pgtlsproxy.proxy.status_orders import StatusNews, StatusPing, StatusWelcome
 from pgtlsproxy.proxy.tally import Tally
 from pgtlsproxy.proxy.unix_sockets import BindError
@@ -82,11 +82,17 @@ class StatusProcess:
         self._readable: int | None = None
         self.due = math.inf
 
-    def open(self, passed: list[ListeningSocket]) -> None:
+    @property
+    def listening(self) -> list[ListeningSocket]:
+        """What it listens on."""
+        return self._listening
+
+    def open(self, passed: list[ListeningSocket], heirlooms: Heirlooms) -> None:
         """Listen.
 
         Args:
             passed: sockets that take the place of the configuration's address.
+            heirlooms: sockets that are taken where the address is the same.
 
         Raises:
             ConfigError: the address cannot be listened on.
@@ -94,7 +100,9 @@ class StatusProcess:
         if self._status is None:
             return
         try:
-            self._listening = passed or listen_tcp(self._status.listen, is_shared=self._settings.reuse_port)
+            self._listening = passed or listen_tcp(
+                self._status.listen, STATUS_NAME, heirlooms, is_shared=self._settings.reuse_port
+            )
         except BindError as error:
             raise ConfigError([Mistake(f"{self._path}: status.listen", str(error))]) from None
         for opened in self._listening:
@@ -149,6 +157,8 @@ class StatusProcess:
             os.close(self._readable)
         for opened in self._listening:
             opened.close()
+        self._listening = []
+        self.due = math.inf
 
     def _start(self) -> None:
         with ExitStack() as stack:

@@ -15,7 +15,6 @@ import selectors
 import signal
 import socket
 import time
-from dataclasses import dataclass
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -24,7 +23,7 @@ from pgtlsproxy import __version__
 from pgtlsproxy.config import Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.figures import Service
-from pgtlsproxy.proxy.activation import PassedSocket, assign, passed_sockets
+from pgtlsproxy.proxy.activation import assign
 from pgtlsproxy.proxy.channel import (
     Answer,
     Build,
@@ -39,39 +38,24 @@ from pgtlsproxy.proxy.channel import (
 )
 from pgtlsproxy.proxy.crew import Crew
 from pgtlsproxy.proxy.files import SnapshotFiles
+from pgtlsproxy.proxy.handover import Given, Predecessor, Successor
 from pgtlsproxy.proxy.history import History
 from pgtlsproxy.proxy.limits import raise_descriptor_limit
 from pgtlsproxy.proxy.reloads import Reloads
-from pgtlsproxy.proxy.service_manager import Contact, Phase, ServiceManager, contact
+from pgtlsproxy.proxy.service_manager import Phase, ServiceManager
 from pgtlsproxy.proxy.shared_table import SharedTable
-from pgtlsproxy.proxy.sockets import ListeningSocket, listen
+from pgtlsproxy.proxy.sockets import STATUS_NAME, Heirlooms, ListeningSocket, listen
 from pgtlsproxy.proxy.status_process import StatusProcess
 from pgtlsproxy.proxy.tally import Tally
+from pgtlsproxy.proxy.upgrade import Upgrade
 from pgtlsproxy.proxy.worker_process import WorkerProcess
 
-_SIGNALS: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_SIGNALS: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR2)
 
+STATUS_CONFIG: Final = 1
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What whoever has started us has given us.
-
-    Args:
-        sockets: that listen already.
-        contact: how it is told how we are.
-    """
-
-    sockets: list[PassedSocket]
-    contact: Contact
-
-
-def take_what_is_given() -> Given:
-    """Take it out of the environment, before anything is opened and any process is started.
-
-    Raises:
-        ConfigError: what was passed are no sockets that listen.
-    """
-    return Given(passed_sockets(), contact())
+LOGIN_SECONDS: Final = 2.0
+"""How long logins under way may go on when another process has taken our place; new ones are its."""
 
 
 def supervise(
@@ -122,6 +106,8 @@ class _Supervisor:
         self._logger = logger
         self._history = History(files, settings)
         self._passed = assign(files.path, settings, given.sockets)
+        self._predecessor = given.predecessor
+        self._heirlooms = Heirlooms(given.predecessor.own if given.predecessor else ())
         self._listening: list[tuple[str, ListeningSocket]] = []
         self._is_ready = False
         self._is_stopping = False
@@ -134,6 +120,7 @@ class _Supervisor:
         self._page = StatusProcess(files, settings, lock, tally, logger)
         self._reloads = Reloads(files, self._history, logger, self._crew.replace, self._wake)
         self._manager = ServiceManager(given.contact, self._describe, logger)
+        self._upgrade = Upgrade(given.contact, self._selector, logger)
 
     # --- The loop -------------------------------------------------------------------------------------
 
@@ -141,7 +128,9 @@ class _Supervisor:
         """Until told to end, and all workers have."""
         self._take_signals()
         try:
-            self._page.open(self._passed.status)
+            self._page.open(self._passed.status, self._heirlooms)
+            if self._predecessor is not None:
+                self._selector.register(self._predecessor.sock, selectors.EVENT_READ, self._predecessor)
             while self._crew.everybody or not self._crew.is_ending:
                 for worker in self._crew.start():
                     self._let_build(worker)
@@ -149,17 +138,20 @@ class _Supervisor:
                 self._obey_signals()
                 self._crew.bury(self._reloads.gone)
                 self._reloads.go_on([worker for worker in self._crew.seated if worker.may_serve])
+                self._hand_over_when_it_serves()
                 self._drain_when_due()
                 self._crew.kill_what_does_not_end()
                 self._crew.ping()
-                self._page.tend(self._service(), self._history.sets)
-                self._tell_manager()
+                if self._predecessor is None:
+                    self._page.tend(self._service(), self._history.sets)
+                    self._tell_manager()
         finally:
             self._close()
         self._logger.info("stopped")
         return self._crew.status
 
     def _close(self) -> None:
+        self._upgrade.give_up()
         self._crew.close()
         self._page.close()
         self._manager.close()
@@ -176,6 +168,7 @@ class _Supervisor:
         signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, lambda number, _frame: self._signals.append(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # who has started us may have blocked them
         self._selector.register(self._woken, selectors.EVENT_READ)
 
     def _wake(self) -> None:
@@ -190,13 +183,17 @@ class _Supervisor:
         )
         timeout = None if until == math.inf else max(until - time.monotonic(), 0)
         for key, events in self._selector.select(timeout):
-            if key.data is None:
+            if isinstance(key.data, WorkerProcess):
+                if events & selectors.EVENT_WRITE:
+                    key.data.orders.flush()
+                if events & selectors.EVENT_READ:
+                    self._hear(key.data)
+            elif isinstance(key.data, Upgrade):
+                key.data.hear()
+            elif isinstance(key.data, Predecessor):
+                self._take_over(key.data)
+            else:
                 self._woken.recv(4096)
-                continue
-            if events & selectors.EVENT_WRITE:
-                key.data.orders.flush()
-            if events & selectors.EVENT_READ:
-                self._hear(key.data)
 
     def _obey_signals(self) -> None:
         told, self._signals = self._signals, []
@@ -206,6 +203,9 @@ class _Supervisor:
             elif number == signal.SIGHUP and not self._crew.is_ending:
                 self._reloads.ask()
                 self._manager.asked_to_reload()
+            elif number == signal.SIGUSR2 and self._is_ready and not self._is_stopping:
+                page = [(STATUS_NAME, opened) for opened in self._page.listening]
+                self._upgrade.begin(self._listening + page)
 
     def _service(self) -> Service:
         serving = sum(worker.served_since is not None for worker in self._crew.seated)
@@ -286,7 +286,7 @@ class _Supervisor:
             self._logger.warning("config_warning", warning=f"{where}: {what}")
         for warning in self._passed.warnings:
             self._logger.warning("config_warning", warning=str(warning))
-        self._listening = listen(self._path, self._settings, self._passed.listeners)
+        self._listening = listen(self._path, self._settings, self._passed.listeners, self._heirlooms)
         if os.geteuid() == 0:
             self._logger.warning(
                 "running_as_root", advice="let systemd, the container or setpriv drop privileges"
@@ -303,6 +303,57 @@ class _Supervisor:
                 generation=self._history.generation,
                 workers=self._settings.workers,
             )
+            if self._predecessor is not None:
+                self._predecessor.say_serving()
+
+    # --- One takes the other's place ----------------------------------------------------------------------
+
+    def _hand_over_when_it_serves(self) -> None:
+        """Cease to accept when a successor does, and drain as soon as logins under way are over."""
+        successor = self._upgrade.go_on()
+        if successor is None:
+            return
+        if not self._manager.hand_over(successor.pid):
+            successor.end()
+            successor.close()
+            self._logger.error(
+                "upgrade_failed", pid=successor.pid, reason="the service manager hears nothing"
+            )
+            return
+        self._is_stopping = True
+        self._drain_at = time.monotonic() + LOGIN_SECONDS
+        self._reloads.stop_watching()
+        self._page.close()
+        self._release(successor)
+        self._crew.cease()
+        self._logger.info("handed_over", pid=successor.pid)
+
+    def _release(self, successor: Successor) -> None:
+        for _, opened in self._listening:
+            opened.is_lent = True  # its files are the successor's
+            opened.close()
+        self._listening.clear()
+        successor.go()
+        successor.close()
+
+    def _take_over(self, predecessor: Predecessor) -> None:
+        """Be the one that listens, now that the predecessor does not any more."""
+        self._selector.unregister(predecessor.sock)
+        is_gone = not predecessor.hear()
+        predecessor.sock.close()
+        if not self._is_ready:
+            self._logger.error("not_needed", reason="the process whose place was to be taken is gone")
+            self._crew.status = STATUS_CONFIG
+            self._crew.end()
+            return
+        self._predecessor = None
+        for _, opened in self._listening + self._heirlooms.left:
+            if opened.is_lent and opened.files is not None:
+                opened.files.sign()
+            opened.is_lent = False
+        for _, opened in self._heirlooms.left:
+            opened.close()
+        self._logger.info("took_over", is_gone=is_gone)
 
     # --- The end ----------------------------------------------------------------------------------------
 
@@ -315,6 +366,7 @@ class _Supervisor:
             self._crew.end()
             return
         settings = self._history.settings
+        self._upgrade.give_up()
         self._is_stopping = True
         self._drain_at = time.monotonic() + settings.drain_delay
         self._logger.info(

@@ -61,6 +61,10 @@ class UnixFiles:
         """Leave them to whoever has the lock, too."""
         os.close(self.lock)
 
+    def sign(self) -> None:
+        """Write into the lock file whose it is."""
+        _sign(self.lock)
+
 
 def listen_unix(
     address: UnixAddress, permissions: int, group: str | None, *, is_shared: bool = False
@@ -98,6 +102,25 @@ def listen_unix(
         reason = error.strerror or str(error) if isinstance(error, OSError) else f"there is no group {group}"
         raise BindError(f"cannot listen on {path}: {reason}") from None
     return sock, UnixFiles(path, inode, lock)
+
+
+def adopt_unix(files: UnixFiles, permissions: int, group: str | None) -> None:
+    """Give the file of a socket that another process has opened the permissions that it is to have now.
+
+    Args:
+        files: that were handed over.
+        permissions: the file's mode.
+        group: the file's group, a name or a number; None for the one that it has.
+
+    Raises:
+        BindError: they cannot be had.
+    """
+    try:
+        if _inode_at(files.path) == files.inode:
+            _dress(files.path, permissions, group)
+    except (OSError, KeyError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"there is no group {group}"
+        raise BindError(f"cannot listen on {files.path}: {reason}") from None
 
 
 def folder_warning(address: UnixAddress) -> str | None:
@@ -138,10 +161,14 @@ def _lock(path: Path, *, is_shared: bool) -> tuple[int, bool]:
             os.close(lock)
             raise
         if _is_at(lock, path):
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            _sign(lock)
             return lock, has_company
         os.close(lock)  # its last holder removed it while we waited for nobody
+
+
+def _sign(lock: int) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 def _hold(lock: int, path: Path, *, is_shared: bool) -> bool:
@@ -225,10 +252,7 @@ def _bind(sock: socket.socket, path: Path, permissions: int, group: str | None, 
     # Nobody can connect before listen(), so the file may have its final mode in two steps.
     sock.bind(str(at))
     try:
-        if group is not None:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-            os.chown(at, -1, gid)
-        at.chmod(permissions)
+        _dress(at, permissions, group)
         inode = _inode_at(at)
         sock.listen(BACKLOG)
         if not in_place:
@@ -238,3 +262,10 @@ def _bind(sock: socket.socket, path: Path, permissions: int, group: str | None, 
         raise
     assert inode is not None  # noqa: S101 - it was made just now
     return inode
+
+
+def _dress(path: Path, permissions: int, group: str | None) -> None:
+    if group is not None:
+        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        os.chown(path, -1, gid)
+    path.chmod(permissions)

@@ -27,6 +27,7 @@ from pgtlsproxy.proxy.channel import (
     Answers,
     Build,
     Built,
+    Cease,
     ChannelEnded,
     Drain,
     Ping,
@@ -165,6 +166,8 @@ class _Worker:
                     self._server = Server(services, self._logger)
                     nursery.start_soon(self._serve, self._server, order, nursery)
                     self._answers.send(Serving())
+                case Cease() if self._server is not None:
+                    self._server.cease()
                 case Ping():
                     nursery.start_soon(self._pong, services)
                 case Drain(seconds=None) if self._server is not None:

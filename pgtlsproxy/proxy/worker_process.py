@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pgtlsproxy.proxy.channel import Drain, Order, Orders, Packed, Ping, pack
@@ -25,7 +25,7 @@ MAX_UNANSWERED: Final = 6
 """After so many times it is taken for hung. Times count, and not seconds: where we were stopped, too, as by
 a container that was paused, it has not had the time."""
 
-_SUPERVISORS_SIGNALS: Final = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM}
+_SUPERVISORS_SIGNALS: Final = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2}
 
 
 class WorkerProcess:
@@ -139,6 +139,29 @@ def start_process(arguments: Sequence[str], control: int) -> subprocess.Popen[by
         return subprocess.Popen(
             [*_own_command(), *arguments],
             stdin=subprocess.DEVNULL,
+            pass_fds=[control],
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def start_successor(environment: Mapping[str, str], control: int) -> subprocess.Popen[bytes]:
+    """Start this program anew, as it was started, from what is installed now.
+
+    Args:
+        environment: its variables.
+        control: a descriptor that it inherits.
+
+    Raises:
+        OSError: the system grants no more processes.
+    """
+    # Signals that a supervisor takes for orders would end it before it listens to them.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR2})
+    try:
+        return subprocess.Popen(
+            [*_own_command(), *sys.argv[1:]],
+            stdin=subprocess.DEVNULL,
+            env=dict(environment),
             pass_fds=[control],
         )
     finally:

@@ -62,6 +62,7 @@ MAPS = (
     "people alice alice", "people alice bob", "people bob all", "people stranger +staff", "people bob /^a", "people all all",
     'people "alice" "all"', "people ALICE all", "PEOPLE alice bob", "people /^alice$ /^b", 'people "/alice" bob',
     r"people /^(.*)@corp$ \1", r'people /^(.*)@corp$ "x\1"', r'people "/^(.*)@corp$" "\1"', r"people /^(.*)ce@corp$ \1ce",
+    r"people /^(.*)$ \1", r"people /^(.*)$ x\1", r"people all \1", r"people /^([+/].*)$ \1", r"people \\1 alice",
     r"people /^(a)lice$ +\1", r"people alice \1", r"people /^al(.*)$ /\\1", r'people /^(.*)$ "+\1"',
     'subjects "CN=alice,OU=eng" alice', r'subjects "/^CN=(.*),OU=eng$" \1', 'subjects "CN=alice" all',
     f"system {OWN_USER} alice", f"system {OWN_USER} +shop", f"system /^{OWN_USER}$ bob",
@@ -71,6 +72,10 @@ SUBJECTS = {
     "alice": common_names("alice"),
     "bob": common_names("bob"),
     "stranger": common_names("stranger"),
+    # Names that mean something in a file, and nothing where they were captured.
+    "all": common_names("all"),
+    "+staff": common_names("+staff"),
+    "/^": common_names("/^"),
     "alice@corp": common_names("alice@corp"),
     "alice of eng": x509.Name(
         [

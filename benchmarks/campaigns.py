@@ -55,6 +55,9 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
         50,
         ("tests/promises/test_reloads_disturb_no_session_and_mix_no_generations.py",),
     ),
+    "rollouts": Campaign(
+        "PGTLSPROXY_ROLLOUTS", 5, ("tests/promises/test_a_roll_out_loses_no_transaction.py",)
+    ),
     "users": Campaign("PGTLSPROXY_USERS", 200, ("tests/promises/test_nobody_learns_who_exists.py",)),
     "floods": Campaign(
         "PGTLSPROXY_FLOOD",

@@ -181,6 +181,7 @@ class Built:
         kept: the units that keep their old content.
         in_use: the generations of the file sets that something in the snapshot was made of.
         not_after: (owner, name, Unix time) of what runs out.
+        lifetimes: the fields of a `Lifetime` for each certificate and list.
     """
 
     generation: int
@@ -191,6 +192,7 @@ class Built:
     kept: Sequence[str] = ()
     in_use: Sequence[int] = ()
     not_after: Sequence[tuple[str, str, float]] = ()
+    lifetimes: Sequence[tuple[str, str, str, float, float, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from cryptography import x509
 from pgtlsproxy.errors import ClientCertificateRefused, Mistake
 from pgtlsproxy.observability.figures import NotAfter
 from pgtlsproxy.proxy.files import SYSTEM_ROOTS
+from pgtlsproxy.proxy.lifetimes import Lifetime
 from pgtlsproxy.proxy.snapshot import Snapshot
-from pgtlsproxy.tls.certificates import days_left, describe, expires_soon
+from pgtlsproxy.tls.certificates import describe, worth_a_warning
 from pgtlsproxy.tls.contexts import KeyPair
 from pgtlsproxy.tls.trust import Trust
 
@@ -41,33 +42,39 @@ def judge_expiry(snapshot: Snapshot, now: datetime | None = None) -> Expiry:
         snapshot: the configuration.
         now: aware; the present when None.
     """
-    moment = now or datetime.now(UTC)
+    moment = (now or datetime.now(UTC)).timestamp()
     expired: list[Mistake] = []
     soon: list[Mistake] = []
-    for where, certificate in _certificates(snapshot):
-        try:
-            named = describe(certificate)
-        except ClientCertificateRefused as error:
-            soon.append(Mistake(where, f"a certificate whose names cannot be read: {error.reason}"))
-            continue
-        if moment > named.not_after:
-            expired.append(
-                Mistake(where, f"{named.dn} expired on {named.not_after:%Y-%m-%d %H:%M} UTC: renew it")
-            )
-        elif moment < named.not_before:
-            expired.append(
-                Mistake(where, f"{named.dn} is not valid before {named.not_before:%Y-%m-%d %H:%M} UTC")
-            )
-        elif expires_soon(named, moment):
-            left = days_left(named, moment)
-            soon.append(Mistake(where, f"{named.dn} expires in {left} days, on {named.not_after:%Y-%m-%d}"))
-    for where, crl in _crls(snapshot):
-        if crl.next_update_utc is not None and moment > crl.next_update_utc:
-            text = (
-                f"the CRL is past its nextUpdate, {crl.next_update_utc:%Y-%m-%d %H:%M} UTC: it admits nobody"
-            )
-            expired.append(Mistake(where, text))
+    for each in lifetimes(snapshot):
+        where = f"{snapshot.path}: {each.setting}"
+        if each.is_bad(moment):
+            expired.append(Mistake(where, each.problem(moment)))
+        elif each.is_short(moment):
+            soon.append(Mistake(where, each.problem(moment)))
     return Expiry(tuple(expired), tuple(soon))
+
+
+def lifetimes(snapshot: Snapshot) -> Iterator[Lifetime]:
+    """Those of every certificate and CRL of a snapshot.
+
+    Args:
+        snapshot: the configuration.
+    """
+    for setting, file, certificate in _certificates(snapshot):
+        try:
+            subject = describe(certificate).dn
+        except ClientCertificateRefused:
+            subject = "a certificate whose names cannot be read"
+        since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        yield _lifetime(setting, file, subject, since, until)
+    for setting, file, crl in _crls(snapshot):
+        if crl.next_update_utc is not None:
+            yield _lifetime(setting, file, "", crl.last_update_utc, crl.next_update_utc)
+
+
+def _lifetime(setting: str, file: str | None, what: str, since: datetime, until: datetime) -> Lifetime:
+    soon = worth_a_warning(since, until)
+    return Lifetime(setting, file or "", what, since.timestamp(), soon.timestamp(), until.timestamp())
 
 
 def not_after(snapshot: Snapshot) -> list[NotAfter]:
@@ -106,31 +113,44 @@ def not_after(snapshot: Snapshot) -> list[NotAfter]:
     return found
 
 
-def _certificates(snapshot: Snapshot) -> Iterator[tuple[str, x509.Certificate]]:
+def _certificates(snapshot: Snapshot) -> Iterator[tuple[str, str | None, x509.Certificate]]:
+    """Every certificate, the setting that names its file, and the file."""
+
+    def of(
+        setting: str, file: str | None, found: Iterable[x509.Certificate]
+    ) -> Iterator[tuple[str, str | None, x509.Certificate]]:
+        yield from ((setting, file, certificate) for certificate in found)
+
     for name, listener in snapshot.listeners.items():
-        where = f"{snapshot.path}: listeners.{name}"
+        where, named = f"listeners.{name}", listener.settings
         if listener.pair is not None:
-            yield from ((f"{where}.ssl_cert_file", certificate) for certificate in listener.pair.chain)
+            yield from of(f"{where}.ssl_cert_file", named.ssl_cert_file, listener.pair.chain)
         if listener.trust is not None:
-            yield from ((f"{where}.ssl_ca_file", certificate) for certificate in listener.trust.anchors)
-    if snapshot.status is not None:
-        where = f"{snapshot.path}: status"
-        yield from ((f"{where}.ssl_cert_file", certificate) for certificate in snapshot.status.pair.chain)
+            yield from of(f"{where}.ssl_ca_file", named.ssl_ca_file, listener.trust.anchors)
+    status = snapshot.settings.status
+    if snapshot.status is not None and status is not None:
+        yield from of("status.ssl_cert_file", status.ssl_cert_file, snapshot.status.pair.chain)
         if snapshot.status.trust is not None:
-            yield from ((f"{where}.ssl_ca_file", anchor) for anchor in snapshot.status.trust.anchors)
+            yield from of("status.ssl_ca_file", status.ssl_ca_file, snapshot.status.trust.anchors)
     for name, backend in snapshot.backends.items():
-        where = f"{snapshot.path}: backends.{name}"
+        where, dialled = f"backends.{name}", backend.settings
         if backend.pair is not None:
-            yield from ((f"{where}.sslcert", certificate) for certificate in backend.pair.chain)
-        if backend.trust is not None and backend.settings.sslrootcert != SYSTEM_ROOTS:
-            yield from ((f"{where}.sslrootcert", certificate) for certificate in backend.trust.anchors)
+            yield from of(f"{where}.sslcert", dialled.sslcert, backend.pair.chain)
+        if backend.trust is not None and dialled.sslrootcert != SYSTEM_ROOTS:
+            yield from of(f"{where}.sslrootcert", dialled.sslrootcert, backend.trust.anchors)
 
 
-def _crls(snapshot: Snapshot) -> Iterator[tuple[str, x509.CertificateRevocationList]]:
-    def of(where: str, trust: Trust | None) -> Iterator[tuple[str, x509.CertificateRevocationList]]:
-        yield from ((where, crl) for crl in (trust.crls if trust is not None else ()))
+def _crls(snapshot: Snapshot) -> Iterator[tuple[str, str | None, x509.CertificateRevocationList]]:
+    def of(
+        setting: str, file: str | None, trust: Trust | None
+    ) -> Iterator[tuple[str, str | None, x509.CertificateRevocationList]]:
+        yield from ((setting, file, crl) for crl in (trust.crls if trust is not None else ()))
 
     for name, listener in snapshot.listeners.items():
-        yield from of(f"{snapshot.path}: listeners.{name}.ssl_crl_file", listener.trust)
+        named = listener.settings
+        key = "ssl_crl_file" if named.ssl_crl_file is not None else "ssl_crl_dir"
+        yield from of(f"listeners.{name}.{key}", named.ssl_crl_file or named.ssl_crl_dir, listener.trust)
     for name, backend in snapshot.backends.items():
-        yield from of(f"{snapshot.path}: backends.{name}.sslcrl", backend.trust)
+        dialled = backend.settings
+        key = "sslcrl" if dialled.sslcrl is not None else "sslcrldir"
+        yield from of(f"backends.{name}.{key}", dialled.sslcrl or dialled.sslcrldir, backend.trust)

@@ -17,6 +17,7 @@ from pgtlsproxy.proxy.channel import Build, Built, FileSet, Packed, Swap, pack
 from pgtlsproxy.proxy.errands import HANG_SECONDS, Errand, Errands, NoThread
 from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.history import History
+from pgtlsproxy.proxy.lifetimes import Lifetime, Lifetimes
 from pgtlsproxy.proxy.reading import read_content, with_passphrases
 from pgtlsproxy.proxy.rule_files import Note
 from pgtlsproxy.proxy.watch import Look, Watch
@@ -74,6 +75,7 @@ class Reloads:
         self._attempt = 0
         self._said: set[tuple[str, str]] = set()
         self._last = Loaded(is_good=True, good_at=time.time())
+        self._lifetimes = Lifetimes(logger)
         self._forget()
 
     def _forget(self) -> None:
@@ -91,7 +93,7 @@ class Reloads:
     @property
     def deadline(self) -> float:
         """`time.monotonic()` when `go_on` has something to do, whether or not anybody answers."""
-        due = self._errands.due
+        due = min(self._errands.due, self._lifetimes.due)
         if self._is_under_way:
             return min(due, self._answers_by)
         return min(due, self._watch.due(self._history.settings.reload_interval))
@@ -106,6 +108,7 @@ class Reloads:
     def started(self, answer: Built) -> None:
         """Note what a worker has built at the start, when all of it could be taken."""
         self._last = Loaded(is_good=True, good_at=time.time(), not_after=_not_after(answer))
+        self._take_lifetimes(answer)
 
     def stop_watching(self) -> None:
         """Begin no reload any more that nobody asks for."""
@@ -145,6 +148,7 @@ class Reloads:
         """
         self._hear_reading(serving)
         self._tell_what_hangs()
+        self._lifetimes.tell()
         if not self._is_under_way and self._late is not None and self._late.is_over:
             self._late = None
             self.ask()  # what it has found may be old by now
@@ -257,6 +261,10 @@ class Reloads:
         good_at = time.time() if is_good else self._last.good_at
         failed = dict.fromkeys("configuration" if unit == self._path else unit for unit in result.kept)
         self._last = Loaded(is_good, good_at, tuple(failed), _not_after(result))
+        self._take_lifetimes(result)
+
+    def _take_lifetimes(self, answer: Built) -> None:
+        self._lifetimes.take(Lifetime(*each) for each in answer.lifetimes)
 
     def swapped(self, worker: WorkerProcess) -> None:
         """Note that a worker serves the new generation."""

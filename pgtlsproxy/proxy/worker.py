@@ -10,7 +10,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -40,7 +40,7 @@ from pgtlsproxy.proxy.channel import (
 )
 from pgtlsproxy.proxy.child import serve_supervisor
 from pgtlsproxy.proxy.drain import drain
-from pgtlsproxy.proxy.expiry import judge_expiry, not_after
+from pgtlsproxy.proxy.expiry import lifetimes, not_after
 from pgtlsproxy.proxy.guessing import Guesses
 from pgtlsproxy.proxy.handshakes import Handshakes
 from pgtlsproxy.proxy.host_probes import HostProbes
@@ -224,19 +224,16 @@ async def _in_thread(action: Callable[[], _T], limiter: trio.CapacityLimiter) ->
 
 def _answer_of(order: Build, made: Made) -> Built:
     result = made.result
-    warnings = result.warnings
-    if not order.beside:
-        expiry = judge_expiry(result.snapshot)
-        warnings = (*warnings, *expiry.expired, *expiry.soon)
     return Built(
         order.generation,
         order.attempt,
         is_usable=True,
         mistakes=_pairs(*result.mistakes),
-        warnings=_pairs(*warnings),
+        warnings=_pairs(*result.warnings),
         kept=result.kept,
         in_use=made.in_use,
         not_after=[(each.owner, each.name, each.at) for each in not_after(result.snapshot)],
+        lifetimes=[astuple(each) for each in lifetimes(result.snapshot)],
     )
 
 

@@ -218,13 +218,17 @@ def days_left(certificate: identity.Certificate, now: datetime) -> int:
 
 
 def expires_soon(certificate: identity.Certificate, now: datetime) -> bool:
-    """Whether the certificate has expired or needs renewal.
+    """Whether the certificate has expired or needs renewal."""
+    return now > worth_a_warning(certificate.not_before, certificate.not_after)
+
+
+def worth_a_warning(since: datetime, until: datetime) -> datetime:
+    """From when on it is worth a warning that something is good until a moment, and was from another on.
 
     Under 30 days and under a third of the lifetime, so that certificates that live for a day do not
     warn from their first minute on.
     """
-    lifetime = certificate.not_after - certificate.not_before
-    return certificate.not_after - now < min(EXPIRY_WARNING, lifetime / 3)
+    return until - min(EXPIRY_WARNING, (until - since) / 3)
 
 
 def end_point_hash_name(certificate: x509.Certificate) -> str | None:

@@ -334,8 +334,7 @@ def test_a_combined_pem_file_serves_as_certificate_and_key(certs, proxy, command
 def test_an_expired_certificate_fails_check_and_does_not_keep_serve_from_starting(certs, proxy, command_line):
     expired = certs.ca.expired(common_names("localhost"), names=("localhost",))
     running = proxy(config({"a": with_tls(certs, expired)}, primary=with_password_backend(certs)), HBA)
-    warning = running.wait_for_event("config_warning")["warning"]
-    assert "CN=localhost expired on" in warning
+    assert "CN=localhost expired on" in running.wait_for_event("expired")["problems"][0]
     result = command_line("check", "-c", str(running.config))
     assert result.returncode == 1
     assert "CN=localhost expired on" in result.stderr

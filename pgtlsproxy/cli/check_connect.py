@@ -67,7 +67,8 @@ def connect_to_all(snapshot: Snapshot) -> Connected:
     from pgtlsproxy.proxy.resolve import Resolver
 
     async def main() -> Connected:
-        resolver = Resolver(configure(None, "error"))
+        logger = configure(None, "error")
+        resolver = Resolver(logger)
         probed = [await probe(backend, resolver) for backend in snapshot.backends.values()]
         asked = [
             await ask_for_roles(listener, query, resolver)
@@ -75,7 +76,7 @@ def connect_to_all(snapshot: Snapshot) -> Connected:
             if (query := listener.settings.roles_query) is not None
         ]
         asked += [
-            await ask_for_a_verifier(listener, auth_query, resolver)
+            await ask_for_a_verifier(listener, auth_query, resolver, logger)
             for listener in snapshot.listeners.values()
             if (auth_query := listener.settings.auth_query) is not None
         ]

@@ -302,7 +302,8 @@ class Cluster:
         )
         pipes = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stderr)
         self._server = _Server(process, pipes[0], FollowedOutput(pipes[1]))
-        self.wait_for_log("ready to accept connections", timeout=_START_TIMEOUT)
+        # A hot standby says "read-only connections".
+        self.wait_for_log("database system is ready to accept", timeout=_START_TIMEOUT)
 
     def _write_settings(self) -> None:
         lines = (f"{name} = '{_quoted(value)}'\n" for name, value in self._settings.items())

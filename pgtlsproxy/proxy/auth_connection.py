@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import trio
+from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import AuthQuery
 from pgtlsproxy.errors import BackendUnavailable
@@ -76,6 +77,7 @@ class AuthConnection:
         query: as whom, and what.
         passfile: the role's password; None where it needs none.
         resolver: names of backends to addresses.
+        logger: told of bugs of ours.
 
     Attributes:
         iterations: the backend's `scram_iterations`, which a user without a verifier shows there; None where
@@ -83,12 +85,18 @@ class AuthConnection:
     """
 
     def __init__(
-        self, backend: BackendSnapshot, query: AuthQuery, passfile: Passfile | None, resolver: Resolver
+        self,
+        backend: BackendSnapshot,
+        query: AuthQuery,
+        passfile: Passfile | None,
+        resolver: Resolver,
+        logger: FilteringBoundLogger,
     ) -> None:
         self._backend = backend
         self._query = query
         self._passfile = passfile
         self._resolver = resolver
+        self._logger = logger
         self._turn = trio.Lock()
         self._open: _Open | None = None
         self._failure = ""
@@ -180,9 +188,10 @@ class AuthConnection:
                     await trio.sleep(left)
                 else:
                     await self._end(opened)
-        except Exception as error:  # noqa: BLE001 - what a system task raises would end the process
-            self._failure, self._failed_at = f"internal error: {type(error).__name__}", time.monotonic()
-            self._open = None
+        except Exception as error:
+            self._logger.error("bug", exc_info=error)
+            if self._open is opened:
+                self._open = None
         finally:
             opened.leg.close()
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 import trio
+from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.errors import BackendUnavailable
 from pgtlsproxy.proxy.auth_connection import Asked, AuthConnection
@@ -193,25 +194,29 @@ class AskedVerifiers:
             kept.popitem(last=False)
 
 
-def connect_to(listener: ListenerSnapshot, resolver: Resolver) -> AuthConnection:
+def connect_to(
+    listener: ListenerSnapshot, resolver: Resolver, logger: FilteringBoundLogger
+) -> AuthConnection:
     """The connection of a listener's `auth_query`, which it has. Nothing is dialled yet."""
     query = listener.settings.auth_query
     assert query is not None  # noqa: S101 - whoever calls has looked
     backend = listener.backends[listener.settings.backend_asked(query)]
-    return AuthConnection(backend, query, listener.auth_passfile, resolver)
+    return AuthConnection(backend, query, listener.auth_passfile, resolver, logger)
 
 
-Connect = Callable[[ListenerSnapshot, Resolver], AuthConnection]
+Connect = Callable[[ListenerSnapshot, Resolver, FilteringBoundLogger], AuthConnection]
 
 
 class AuthQueries:
     """What has been asked for each listener; one a process.
 
     Args:
+        logger: told of bugs of ours.
         connect: makes the connection of a listener.
     """
 
-    def __init__(self, connect: Connect = connect_to) -> None:
+    def __init__(self, logger: FilteringBoundLogger, connect: Connect = connect_to) -> None:
+        self._logger = logger
         self._connect = connect
         # Silent: what it cannot find stands in the refusals.
         self._resolver = Resolver(structlog.wrap_logger(structlog.ReturnLogger()))
@@ -230,7 +235,8 @@ class AuthQueries:
         kept = self._asked.setdefault(listener.name, OrderedDict())
         if generation not in kept:
             name = listener.settings.backend_asked(query)
-            kept[generation] = AskedVerifiers(name, query.lifetime, self._connect(listener, self._resolver))
+            connection = self._connect(listener, self._resolver, self._logger)
+            kept[generation] = AskedVerifiers(name, query.lifetime, connection)
         kept.move_to_end(generation)
         if len(kept) > GENERATIONS:
             kept.popitem(last=False)

@@ -25,6 +25,9 @@ class Probes(Protocol):
     def forget(self) -> None:
         """Believe nothing of it any more."""
 
+    def doubt(self) -> None:
+        """Believe it no longer than a moment: no host will do."""
+
 
 class Candidates:
     """The addresses of a backend that have not been tried yet, in the order to try them.
@@ -112,13 +115,22 @@ class Candidates:
         self.failures.append(error)
 
     def failed(self, error: BackendUnavailable, address: BackendAddress | None = None) -> None:
-        """Note why an address will not do; with `address`, that it could not be dialled."""
+        """Note why an address will not do; with `address`, that it could not be dialled.
+
+        What was known of the hosts is forgotten then: where one is lost another takes its part.
+        """
         self.failures.append(error)
-        if address is not None and address.ip is not None:
+        if address is None:
+            return
+        if self._probes is not None:
+            self._probes.forget()
+        if address.ip is not None:
             self._resolver.failed(address.ip, address.port)
 
     def exhausted(self, backend: str) -> BackendUnavailable:
         """What to raise when no address is left: of the last failure's kind, naming all of them."""
+        if self._probes is not None:
+            self._probes.doubt()
         if not self.failures:
             return BackendUnavailable(f"backend {backend}: no host to try")
         reasons = "; ".join(error.reason for error in self.failures)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import trio
+from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import Host, HostProbe
 from pgtlsproxy.errors import BackendUnavailable
@@ -22,7 +23,7 @@ from pgtlsproxy.protocol.query import TERMINATE
 from pgtlsproxy.proxy.candidates import addresses_of
 from pgtlsproxy.proxy.dial import OwnCertificateRefused, dial, send_to_backend
 from pgtlsproxy.proxy.own_login import log_in_as, password_at
-from pgtlsproxy.proxy.resolve import Resolver
+from pgtlsproxy.proxy.resolve import LookUpFailed, Resolver
 from pgtlsproxy.proxy.session_attributes import ANY, WrongSessionAttributes, wrong_attributes
 from pgtlsproxy.proxy.snapshot import BackendSnapshot
 from pgtlsproxy.proxy.stages import BackendAddress
@@ -32,6 +33,9 @@ SNAPSHOTS: Final = 2
 
 REMEMBERED: Final = 256
 """How many addresses of a backend are remembered; the least recently used goes first."""
+
+DOUBTED_SECONDS: Final = 1.0
+"""How long it is believed at least that no host will do."""
 
 _SESSION: Final = (("application_name", "pgtlsproxy host_probe"),)
 
@@ -46,14 +50,12 @@ class _Known:
         parameters: what it reported when it was asked last.
         failure: why it did not; None where it did.
         asked_at: when it was asked, by the monotonic clock.
-        bug: what went wrong with us.
         under_way: set when the asking that is under way is over; None where there is none.
     """
 
     parameters: Mapping[str, str] = field(default_factory=dict)
     failure: BackendUnavailable | None = None
     asked_at: float = float("-inf")
-    bug: Exception | None = None
     under_way: trio.Event | None = None
 
     def is_older_than(self, seconds: float) -> bool:
@@ -67,13 +69,22 @@ class BackendProbes:
         backend: whose hosts.
         probe: how they are asked.
         resolver: their names to addresses.
+        logger: told of bugs of ours.
         ask: gives what an address reports at login; raises BackendUnavailable.
     """
 
-    def __init__(self, backend: BackendSnapshot, probe: HostProbe, resolver: Resolver, ask: Ask) -> None:
+    def __init__(
+        self,
+        backend: BackendSnapshot,
+        probe: HostProbe,
+        resolver: Resolver,
+        logger: FilteringBoundLogger,
+        ask: Ask,
+    ) -> None:
         self.backend = backend
         self._probe = probe
         self._resolver = resolver
+        self._logger = logger
         self._ask = ask
         self._known: OrderedDict[BackendAddress, _Known] = OrderedDict()
         self._looked_up: set[Host] = set()
@@ -92,8 +103,6 @@ class BackendProbes:
             asking = self._start(address, known) if known.under_way is None else known.under_way
             self._ask_the_others()
             await asking.wait()
-        if known.bug is not None:
-            raise known.bug
         if known.failure is not None or wanted == ANY:
             return known.failure
         what = wrong_attributes(wanted, known.parameters)
@@ -102,6 +111,12 @@ class BackendProbes:
     def forget(self) -> None:
         """Ask anew of all hosts: one was found to have changed, and hosts exchange their roles."""
         self._known.clear()
+
+    def doubt(self) -> None:
+        """Ask anew of all hosts that were not asked just now: none of them will do, and one may by then."""
+        for address, known in list(self._known.items()):
+            if known.under_way is None and known.is_older_than(DOUBTED_SECONDS):
+                del self._known[address]
 
     def _of(self, address: BackendAddress) -> _Known:
         known = self._known.setdefault(address, _Known())
@@ -129,8 +144,10 @@ class BackendProbes:
                 # A little early rather than one by one: all are as old as each other from then on.
                 if known.under_way is None and known.is_older_than(self._probe.interval / 2):
                     self._start(address, known)
-        except Exception:  # noqa: BLE001, S110 - the session looks it up itself, and says what is wrong
-            pass
+        except LookUpFailed:
+            pass  # the session looks it up itself, and says what is wrong
+        except Exception as error:
+            self._logger.error("bug", exc_info=error)
         finally:
             self._looked_up.discard(host)
 
@@ -140,16 +157,17 @@ class BackendProbes:
         parameters: Mapping[str, str] = {}
         silent = f"{address}: host_probe: no answer within {self._probe.timeout:g} s"
         failure: BackendUnavailable | None = BackendUnavailable(silent)
-        bug = None
         try:
             with trio.move_on_after(self._probe.timeout):
                 parameters = await self._ask(self.backend, self._probe, address)
                 failure = None
         except BackendUnavailable as error:
             failure = error
-        except Exception as error:  # noqa: BLE001 - what a system task raises would end the process
-            bug = error
-        known.parameters, known.failure, known.bug, known.asked_at = parameters, failure, bug, begin
+        except Exception as error:
+            self._logger.error("bug", exc_info=error)
+            failure = BackendUnavailable(f"{address}: host_probe: a bug of ours: see the event `bug`")
+            begin = float("-inf")  # nothing is known, and the next session asks anew
+        known.parameters, known.failure, known.asked_at = parameters, failure, begin
         known.under_way = None
         over.set()
 
@@ -187,11 +205,13 @@ class HostProbes:
 
     Args:
         resolver: names of hosts to addresses.
+        logger: told of bugs of ours.
         ask: gives what an address reports at login; raises BackendUnavailable.
     """
 
-    def __init__(self, resolver: Resolver, ask: Ask = ask_address) -> None:
+    def __init__(self, resolver: Resolver, logger: FilteringBoundLogger, ask: Ask = ask_address) -> None:
         self._resolver = resolver
+        self._logger = logger
         self._ask = ask
         self._kept: dict[str, OrderedDict[int, BackendProbes]] = {}
 
@@ -207,7 +227,7 @@ class HostProbes:
         kept = self._kept.setdefault(backend.name, OrderedDict())
         key = id(backend)  # which nobody else has for as long as it is kept
         if key not in kept:
-            kept[key] = BackendProbes(backend, probe, self._resolver, self._ask)
+            kept[key] = BackendProbes(backend, probe, self._resolver, self._logger, self._ask)
         kept.move_to_end(key)
         if len(kept) > SNAPSHOTS:
             kept.popitem(last=False)

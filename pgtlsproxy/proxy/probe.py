@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import trio
 from cryptography.hazmat.primitives.hashes import SHA256
+from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import AuthQuery, HostProbe, RolesQuery
 from pgtlsproxy.errors import BackendUnavailable
@@ -112,13 +113,15 @@ async def ask_for_roles(listener: ListenerSnapshot, query: RolesQuery, resolver:
     )
 
 
-async def ask_for_a_verifier(listener: ListenerSnapshot, query: AuthQuery, resolver: Resolver) -> QueryAsked:
+async def ask_for_a_verifier(
+    listener: ListenerSnapshot, query: AuthQuery, resolver: Resolver, logger: FilteringBoundLogger
+) -> QueryAsked:
     """Ask for the verifier of a user whom nobody has, as a listener would for a login."""
     name = listener.settings.backend_asked(query)
     problem = f"no answer within {ASK_SECONDS:g} s"
     with trio.move_on_after(ASK_SECONDS):
         try:
-            asked = await connect_to(listener, resolver).ask(_nobody())
+            asked = await connect_to(listener, resolver, logger).ask(_nobody())
         except BackendUnavailable as error:
             problem = error.reason
         else:

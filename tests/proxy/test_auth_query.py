@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -17,7 +18,7 @@ from pgtlsproxy.protocol.auth_query import RoleSecret
 from pgtlsproxy.protocol.scram.keys import Verifier
 from pgtlsproxy.protocol.scram.secrets import Listed, Secrets
 from pgtlsproxy.proxy import auth_query, questions, verifiers
-from pgtlsproxy.proxy.auth_connection import Asked
+from pgtlsproxy.proxy.auth_connection import Asked, AuthConnection
 from pgtlsproxy.proxy.auth_query import AskedVerifiers, AuthQueries, LookUpFailed
 from pgtlsproxy.proxy.verifiers import Sources, Verifiers
 
@@ -468,7 +469,33 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_kept(crowd):
     assert crowd.source.last("alice").secret == OLD
 
 
+# --- The connection -----------------------------------------------------------------------------------------
+
+
+async def test_a_bug_in_closing_the_connection_is_logged_and_the_next_question_has_a_new_one():
+    logged = []
+    logger = SimpleNamespace(error=lambda event, exc_info: logged.append((event, exc_info)))
+    connection = AuthConnection(SimpleNamespace(name="b"), AuthQuery(user="x"), None, None, logger)
+    closed, bug = [], ZeroDivisionError("ours")
+    opened = SimpleNamespace(ends_at=0.0, leg=SimpleNamespace(close=lambda: closed.append(True)))
+
+    async def fail(_):
+        raise bug
+
+    async def ask_anew(_):
+        return Asked(OLD, 0.0)
+
+    connection._open, connection._end, connection._ask_anew = opened, fail, ask_anew
+    await connection._close_when_idle(opened)
+    assert (logged, closed) == ([("bug", bug)], [True])
+    assert (await connection.ask("alice")).secret == OLD
+
+
 # --- Configurations -----------------------------------------------------------------------------------------
+
+
+def silent():
+    return structlog.wrap_logger(structlog.ReturnLogger())
 
 
 def listener(query):
@@ -477,7 +504,7 @@ def listener(query):
 
 
 async def test_a_newer_configuration_begins_with_nothing_and_old_ones_are_let_go(clock):
-    queries = AuthQueries(lambda *_: Connection(clock, OLD))
+    queries = AuthQueries(silent(), lambda *_: Connection(clock, OLD))
     made = [queries.of(listener(AuthQuery(user="x")), generation) for generation in (1, 2)]
     assert made[0] is queries.of(listener(AuthQuery(user="x")), 1)
     assert made[0] is not made[1]

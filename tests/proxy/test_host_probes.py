@@ -56,8 +56,9 @@ def resolver():
     return Resolver(structlog.wrap_logger(structlog.ReturnLogger()))
 
 
-def probes_of(servers):
-    return HostProbes(resolver(), servers.ask)
+def probes_of(servers, logger=None):
+    silent = structlog.wrap_logger(structlog.ReturnLogger())
+    return HostProbes(resolver(), logger or silent, servers.ask)
 
 
 @pytest.fixture
@@ -220,6 +221,39 @@ async def test_a_host_that_has_changed_ends_the_session_and_all_are_asked_anew()
     assert (await led_to(probes, asked))[0] == [TWO]
 
 
+async def test_a_host_that_cannot_be_dialled_has_all_asked_anew_and_this_session_led_to_the_next():
+    servers = Servers({ONE: PRIMARY, TWO: STANDBY})
+    probes, asked = probes_of(servers), backend()
+    await led_to(probes, asked)
+    await settled()
+    servers.answers = {ONE: BackendUnavailable("gone"), TWO: PRIMARY}
+    candidates = Candidates(asked.settings, resolver(), probes.of(asked))
+    assert await candidates.next() == ONE
+    candidates.failed(BackendUnavailable("refused"), ONE)
+    assert await candidates.next() == TWO
+
+
+async def test_that_no_host_will_do_is_believed_for_a_moment_whatever_the_interval(clock):
+    servers = Servers({ONE: BackendUnavailable("gone"), TWO: STANDBY})
+    probes, asked = probes_of(servers), backend(probe=HostProbe(user="probe", interval=3600, timeout=1))
+
+    async def exhausted():
+        candidates = Candidates(asked.settings, resolver(), probes.of(asked))
+        assert await candidates.next() is None
+        candidates.exhausted("b")
+        await settled()
+
+    await exhausted()
+    servers.asked.clear()
+    servers.answers[TWO] = PRIMARY
+    clock.seconds += host_probes.DOUBTED_SECONDS - 0.1
+    await exhausted()
+    assert servers.asked == []
+    clock.seconds += 0.1
+    await exhausted()  # from here on it is doubted
+    assert (await led_to(probes, asked))[0] == [TWO]
+
+
 async def test_an_answer_to_a_question_from_before_the_change_is_forgotten_too():
     gate = trio.Event()
     servers = Servers({ONE: gate})
@@ -256,14 +290,18 @@ async def test_what_is_remembered_is_bounded():
     assert len(known._known) == host_probes.REMEMBERED
 
 
-async def test_a_bug_reaches_the_session_and_ends_nothing_else(clock):
-    servers = Servers({ONE: ZeroDivisionError("ours")})
-    probes, asked = probes_of(servers), backend(ONE)
-    with pytest.raises(ZeroDivisionError):
-        await led_to(probes, asked)
+async def test_a_bug_is_logged_and_leaves_nothing_behind(clock):
+    """The host is passed over by those who wait for it; the next session asks it anew."""
+    servers, logged = Servers({ONE: ZeroDivisionError("ours"), TWO: PRIMARY}), []
+    logger = SimpleNamespace(error=lambda event, exc_info: logged.append((event, exc_info)))
+    probes, asked = probes_of(servers, logger), backend()
+    found, (why_not,) = await led_to(probes, asked)
+    assert found == [TWO]
+    assert why_not == "10.0.0.1:5432: host_probe: a bug of ours: see the event `bug`"
+    await settled()
+    assert logged == [("bug", servers.answers[ONE])] * servers.asked.count(ONE)
     servers.answers[ONE] = PRIMARY
-    clock.seconds += 2
-    assert (await led_to(probes, asked))[0] == [ONE]
+    assert (await led_to(probes, asked))[0] == [ONE, TWO]
 
 
 async def test_a_backend_without_host_probe_is_asked_nothing():

@@ -18,6 +18,21 @@ BEGIN;
 SELECT pg_catalog.format('CREATE ROLE %I LOGIN', :'role')
 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = :'role') \gexec
 
+-- Whoever is a member of the role may ask in its name, and in PostgreSQL 16 and newer whoever made it is one.
+SET LOCAL pgtlsproxy.role = :'role';
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_auth_members AS m
+        JOIN pg_catalog.pg_roles AS asking ON asking.oid = m.roleid
+        JOIN pg_catalog.pg_roles AS member ON member.oid = m.member
+        WHERE asking.rolname = pg_catalog.current_setting('pgtlsproxy.role') AND NOT member.rolsuper
+    ) THEN
+        RAISE EXCEPTION 'the role that asks has members that are no superusers: take another one';
+    END IF;
+END
+$$;
+
 -- A question that has to wait is given up by the server too.
 ALTER ROLE :"role" SET statement_timeout = '5s';
 

@@ -123,18 +123,28 @@ def test_the_query_takes_along_until_when_a_password_is_good(cluster, command_li
     roles = {
         "soon": "VALID UNTIL '2099-05-06 07:08:09.5+02'", "never": "VALID UNTIL 'infinity'",
         "far": "VALID UNTIL '20000-01-01'", "over": "VALID UNTIL '2001-01-01'", "lost": "VALID UNTIL '-infinity'",
-        "two\nlines": "", "SCRAM-SHA-256$x": "", "md5" + "a" * 32: "", "many": "", "blank": "",
+        "two\nlines": "", "SCRAM-SHA-256$x": "", "md5" + "a" * 32: "",
     }  # fmt: skip
+    salt, key = "W22ZaJ0SNY7soEsUEjb6gQ==", "A" * 43 + "="
+    # What any role may give itself: PostgreSQL takes numbers as strtol does, and blanks in base64 for nothing.
+    spoiled = {
+        "many": f"1000001:{salt}${key}:{key}",
+        "blank": f"\\n4096:{salt}${key}:{key}",
+        "spaced_salt": f"4096:W22Z\\naJ0SNY7soEsUEjb6gQ==${key}:{key}",
+        "long_salt": f"4096:{'A' * 176}${key}:{key}",
+        "spaced_stored_key": f"4096:{salt}${'A' * 20}\\n{'A' * 23}=:{key}",
+        "spaced_server_key": f"4096:{salt}${key}:{key}\\n",
+    }
     for role, until in roles.items():
         cluster.psql(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'x' {until}")
-    rest = ":W22ZaJ0SNY7soEsUEjb6gQ==$" + "A" * 43 + "=:" + "A" * 43 + "="
-    # What any role may give itself, and what PostgreSQL takes for verifiers.
-    cluster.psql(f"ALTER ROLE many PASSWORD 'SCRAM-SHA-256$1000001{rest}'")
-    cluster.psql(f"ALTER ROLE blank PASSWORD E'SCRAM-SHA-256$\\n4096{rest}'")
+    for role, verifier in spoiled.items():
+        cluster.psql(f"CREATE ROLE {role} LOGIN PASSWORD E'SCRAM-SHA-256${verifier}'")
     try:
+        taken = cluster.psql("SELECT count(*) FROM pg_authid WHERE rolpassword LIKE '%AAAAAAAAAA%'").stdout
+        assert int(taken) == len(spoiled), "the server has hashed one"
         listed = cluster.psql(command_line("secrets", "--sql").stdout).stdout
     finally:
-        for role in roles:
+        for role in (*roles, *spoiled):
             cluster.psql(f'DROP ROLE "{role}"')
     until = {
         user: line.valid_until for user, line in parse_secrets("listed", listed.encode()).by_user.items()

@@ -222,6 +222,18 @@ def test_a_function_is_not_made_where_somebody_else_could_exchange_it(own_cluste
     assert cluster.psql(f"SELECT FROM pg_roles WHERE rolname = '{LOOKUP_ROLE}'").stdout == ""
 
 
+@pytest.mark.parametrize("made", [
+    "CREATE ROLE mallory CREATEROLE; SET ROLE mallory; CREATE ROLE {role} LOGIN PASSWORD 'known'",
+    "CREATE ROLE {role} LOGIN; GRANT {role} TO alice",
+])  # fmt: skip
+def test_a_role_in_whose_name_somebody_else_may_ask_is_not_given_the_function(own_cluster, made):
+    cluster = own_cluster(17)
+    cluster.psql(made.format(role=LOOKUP_ROLE))
+    done = cluster.psql(SQL.read_text("utf-8"), check=False)
+    assert "the role that asks has members that are no superusers" in done.stderr
+    assert cluster.psql("SELECT FROM pg_namespace WHERE nspname = 'pgtlsproxy'").stdout == ""
+
+
 # --- What is remembered ----------------------------------------------------------------------------------
 
 

@@ -14,10 +14,10 @@ import trio
 
 from pgtlsproxy.proxy.auth_connection import Asked
 
-MOST_OF_A_SOURCE: Final = 64
+MOST_OF_A_SOURCE: Final = 128
 """Users that logins of one source wait to be asked for; one more, and its question fails."""
 
-MOST_WAITING: Final = 1_000
+MOST_WAITING: Final = 4_000
 """The same of all sources together."""
 
 

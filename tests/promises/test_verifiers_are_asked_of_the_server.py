@@ -504,6 +504,32 @@ def test_a_crowd_of_unknown_names_is_one_connection(proxy, server, certs):
     assert questions(server) == 40
 
 
+SLOWLY = "SELECT found.* FROM pg_catalog.pg_sleep(0.1), pgtlsproxy.auth_query($1) AS found"
+
+
+def test_a_crowd_of_unknown_names_delays_its_own_source_alone(proxy, server, certs):
+    """Whoever comes from elsewhere has the next turn but one, and is let in long before the crowd has its answers."""
+    running = asking(proxy, server, certs, query=SLOWLY)
+    names = [f"nobody{number}" for number in range(40)]
+    source = wire.another_source()
+    crowd = [WireClient(("127.0.0.1", running.port("l")), source=source) for _ in names]
+    try:
+        for name, client in zip(names, crowd, strict=True):
+            client.send(wire.startup(user=name, database="alice"))
+            assert client.read_message().code == 10
+        for client in crowd:
+            client.send(wire.sasl_initial_response("SCRAM-SHA-256", b"n,,n=,r=abc"))
+        with wire.connected(("127.0.0.1", running.port("l")), source=wire.another_source()) as client:
+            client.send(wire.startup(user="alice", database="alice"))
+            wire.log_in(client, password("alice"))
+        assert questions(server) < len(names) / 2
+        for client in crowd:
+            assert client.read_message().code == 11
+    finally:
+        for client in crowd:
+            client.close()
+
+
 def test_whoever_the_proxy_asks_itself_needs_no_mock_secret_for_a_server_that_only_tells(
     proxy, server, certs
 ):

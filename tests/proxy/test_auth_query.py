@@ -10,6 +10,8 @@ import pytest
 import structlog
 import trio
 import trio.testing
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.strategies import data, integers, sampled_from
 
 from pgtlsproxy.config import AuthQuery
 from pgtlsproxy.errors import BackendUnavailable
@@ -20,6 +22,7 @@ from pgtlsproxy.protocol.scram.secrets import Listed, Secrets
 from pgtlsproxy.proxy import auth_query, questions, verifiers
 from pgtlsproxy.proxy.auth_connection import Asked, AuthConnection
 from pgtlsproxy.proxy.auth_query import AskedVerifiers, AuthQueries, LookUpFailed
+from pgtlsproxy.proxy.questions import Questions
 from pgtlsproxy.proxy.verifiers import Sources, Verifiers
 
 OLD, NEW = (
@@ -459,6 +462,57 @@ async def test_a_question_that_nobody_waits_for_is_not_asked(crowd):
     end()
     await settled()
     assert await drained(crowd) == ["begun", "shared"]
+
+
+class Turns(RuleBasedStateMachine):
+    """Whatever comes, goes and is asked: nobody who waits is forgotten, and nothing is left of the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.questions = Questions()
+        self.waiting = []
+        self.begun = None
+
+    @rule(user=sampled_from("abcd"), source=sampled_from("xyz"))
+    def join(self, user, source):
+        self.waiting.append((self.questions.join(user, source), source))
+
+    @rule(data=data())
+    def leave(self, data):
+        if self.waiting:
+            index = data.draw(integers(0, len(self.waiting) - 1))
+            self.questions.leave(*self.waiting.pop(index))
+
+    @rule()
+    def begin(self):
+        if self.begun is None:
+            self.begun = self.questions.begin()
+            assert (self.begun is None) == (not self.waiting)
+            assert self.begun is None or self.begun in [question for question, _ in self.waiting]
+
+    @rule()
+    def end(self):
+        if self.begun is not None:
+            self.questions.end(self.begun)
+            answered = [each for each in self.waiting if each[0] is self.begun]
+            self.begun = None
+            for each in answered:
+                self.waiting.remove(each)
+                self.questions.leave(*each)
+
+    @invariant()
+    def holds_those_who_wait(self):
+        lined_up = {
+            (question.user, source) for question, source in self.waiting if question is not self.begun
+        }
+        turns = self.questions._turns
+        assert lined_up == {(user, source) for source, users in turns.items() for user in users}
+        assert self.questions._places == len(lined_up)
+        asked = [self.begun.user] if self.begun else []
+        assert set(self.questions._open) == {*asked, *(question.user for question, _ in self.waiting)}
+
+
+test_nobody_who_waits_is_forgotten = Turns.TestCase
 
 
 async def test_an_answer_that_nobody_waits_for_any_more_is_kept(crowd):

@@ -147,7 +147,7 @@ class Predecessor:
     def say_failed(self, mistakes: Sequence[Mistake]) -> None:
         """Tell it what is wrong with the configuration; it goes on."""
         pairs = [(mistake.where, mistake.what) for mistake in mistakes]
-        self._say(Built(0, is_usable=False, mistakes=pairs))
+        self._say(Built(0, 0, is_usable=False, mistakes=pairs))
 
     def _say(self, answer: Serving | Built) -> None:
         with suppress(OSError):  # it is gone, which `hear` notices

@@ -33,8 +33,8 @@ def serve(path: str) -> int:
         return 1
     from pgtlsproxy.observability.logs import queued_log
     from pgtlsproxy.observability.stream import open_lock
-    from pgtlsproxy.proxy.channel import Descriptor
     from pgtlsproxy.proxy.handover import take_what_is_given
+    from pgtlsproxy.proxy.orders import Descriptor
     from pgtlsproxy.proxy.reading import read
     from pgtlsproxy.proxy.supervisor import make_table, supervise
 

@@ -11,18 +11,17 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import ValidationError
 
 from pgtlsproxy.config.backend import Backend
-from pgtlsproxy.config.consistency import (
-    Conflict,
+from pgtlsproxy.config.backend_consistency import backend_conflicts, backend_warnings
+from pgtlsproxy.config.conflict import Conflict
+from pgtlsproxy.config.explaining import OLDER_NAMES, explain, suggestion
+from pgtlsproxy.config.listener import Listener
+from pgtlsproxy.config.listener_consistency import (
     auth_query_problems,
-    backend_conflicts,
-    backend_warnings,
     database_problems,
     listen_conflicts,
     listener_conflicts,
     listener_warnings,
 )
-from pgtlsproxy.config.explaining import OLDER_NAMES, explain, suggestion
-from pgtlsproxy.config.listener import Listener
 from pgtlsproxy.config.model import Model, Reading
 from pgtlsproxy.config.settings import General, Settings
 from pgtlsproxy.config.values import found

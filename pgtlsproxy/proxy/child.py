@@ -9,8 +9,9 @@ from typing import Final, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.observability.logs import queued_log
-from pgtlsproxy.proxy.channel import Answers, ChannelEnded, Welcome
+from pgtlsproxy.proxy.channel import Answers, ChannelEnded
 from pgtlsproxy.proxy.lifeline import end_with
+from pgtlsproxy.proxy.orders import Welcome
 from pgtlsproxy.proxy.status_orders import StatusWelcome
 
 STATUS_BUG: Final = 70

@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import Settings
 from pgtlsproxy.identity import Secret
-from pgtlsproxy.proxy.channel import Cease, Descriptor, Drain, Logging, Welcome
+from pgtlsproxy.proxy.orders import Cease, Descriptor, Drain, Logging, Welcome
 from pgtlsproxy.proxy.shared_table import SharedTable
 from pgtlsproxy.proxy.tally import Tally
 from pgtlsproxy.proxy.worker_process import WorkerProcess

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.proxy.activation import PassedSocket, passed_sockets
-from pgtlsproxy.proxy.channel import Answers, Built, ChannelEnded, Descriptor, Orders, Serving, pack
+from pgtlsproxy.proxy.channel import Answers, ChannelEnded, Orders, pack
+from pgtlsproxy.proxy.orders import Built, Descriptor, Serving
 from pgtlsproxy.proxy.service_manager import Contact, contact
 from pgtlsproxy.proxy.sockets import ListeningSocket
 from pgtlsproxy.proxy.unix_sockets import UnixFiles

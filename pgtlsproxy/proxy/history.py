@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from pgtlsproxy.config import Settings
-from pgtlsproxy.proxy.channel import FileSet
 from pgtlsproxy.proxy.files import SnapshotFiles
+from pgtlsproxy.proxy.orders import FileSet
 
 
 class History:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pgtlsproxy.proxy.channel import FileSet
+from pgtlsproxy.proxy.orders import FileSet
 from pgtlsproxy.proxy.snapshot import BackendSnapshot, ListenerSnapshot, Reloaded, Snapshot, build
 
 _Place = tuple[str, ...]

@@ -13,11 +13,12 @@ from structlog.typing import FilteringBoundLogger
 
 from pgtlsproxy.config import Settings
 from pgtlsproxy.observability.figures import Loaded, NotAfter
-from pgtlsproxy.proxy.channel import Build, Built, FileSet, Packed, Swap, pack
+from pgtlsproxy.proxy.channel import Packed, pack
 from pgtlsproxy.proxy.errands import HANG_SECONDS, Errand, Errands, NoThread
 from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.history import History
 from pgtlsproxy.proxy.lifetimes import Lifetime, Lifetimes
+from pgtlsproxy.proxy.orders import Build, Built, FileSet, Swap
 from pgtlsproxy.proxy.reading import read_content, with_passphrases
 from pgtlsproxy.proxy.rule_files import Note
 from pgtlsproxy.proxy.watch import Look, Watch

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from pgtlsproxy.config import Status
 from pgtlsproxy.observability.figures import Service
-from pgtlsproxy.proxy.channel import Descriptor, Logging
 from pgtlsproxy.proxy.files import SnapshotFiles
+from pgtlsproxy.proxy.orders import Descriptor, Logging
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from pgtlsproxy.errors import ClientTLSFailed, ConfigError
 from pgtlsproxy.observability.figures import Figures, Service
 from pgtlsproxy.observability.http import Reply, Request, serve_request
 from pgtlsproxy.observability.metrics import as_json, exposition
-from pgtlsproxy.proxy.channel import Answers, ChannelEnded, Pong
+from pgtlsproxy.proxy.channel import Answers, ChannelEnded
 from pgtlsproxy.proxy.child import serve_supervisor
+from pgtlsproxy.proxy.orders import Pong
 from pgtlsproxy.proxy.sockets import client_address
 from pgtlsproxy.proxy.status_orders import StatusNews, StatusPing, StatusWelcome
 from pgtlsproxy.proxy.status_tls import StatusTLS, make_status_tls

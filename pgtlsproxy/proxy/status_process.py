@@ -22,8 +22,9 @@ from pgtlsproxy import __version__
 from pgtlsproxy.config import Settings, Status
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.figures import Service
-from pgtlsproxy.proxy.channel import ChannelEnded, Descriptor, FileSet, Logging, Orders, pack
+from pgtlsproxy.proxy.channel import ChannelEnded, Orders, pack
 from pgtlsproxy.proxy.files import SnapshotFiles
+from pgtlsproxy.proxy.orders import Descriptor, FileSet, Logging
 from pgtlsproxy.proxy.sockets import STATUS_NAME, Heirlooms, ListeningSocket, listen_tcp
 from pgtlsproxy.proxy.status_orders import StatusNews, StatusPing, StatusWelcome
 from pgtlsproxy.proxy.tally import Tally

@@ -24,23 +24,13 @@ from pgtlsproxy.config import Settings
 from pgtlsproxy.errors import ConfigError, Mistake
 from pgtlsproxy.observability.figures import Service
 from pgtlsproxy.proxy.activation import assign
-from pgtlsproxy.proxy.channel import (
-    Answer,
-    Build,
-    Built,
-    ChannelEnded,
-    Descriptor,
-    Pong,
-    Serve,
-    Serving,
-    Swap,
-    Swapped,
-)
+from pgtlsproxy.proxy.channel import ChannelEnded
 from pgtlsproxy.proxy.crew import Crew
 from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.proxy.handover import Given, Predecessor, Successor
 from pgtlsproxy.proxy.history import History
 from pgtlsproxy.proxy.limits import raise_descriptor_limit
+from pgtlsproxy.proxy.orders import Answer, Build, Built, Descriptor, Pong, Serve, Serving, Swap, Swapped
 from pgtlsproxy.proxy.reloads import Reloads
 from pgtlsproxy.proxy.service_manager import Phase, ServiceManager
 from pgtlsproxy.proxy.shared_table import SharedTable

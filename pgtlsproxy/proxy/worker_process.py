@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from pgtlsproxy.proxy.channel import Drain, Order, Orders, Packed, Ping, pack
+from pgtlsproxy.proxy.channel import Orders, Packed, pack
+from pgtlsproxy.proxy.orders import Drain, Order, Ping
 from pgtlsproxy.proxy.relay_ending import FAREWELL_SECONDS
 
 END_SECONDS: Final = 10.0

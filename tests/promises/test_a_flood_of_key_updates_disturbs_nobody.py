@@ -51,7 +51,7 @@ def test_before_the_login(running, flooder, requested):
     flooding.start()
     slowest = max(seconds_of_a_login(running) for _ in range(10))
     assert slowest < wire.PROMPTLY
-    refusal = running.wait_for_event("session_decided", timeout=wire.PROMPTLY, kind="tls_abuse")
+    refusal = running.wait_for_event("session_decided", timeout=wire.PATIENCE, kind="tls_abuse")
     assert "without data" in refusal["reason"]
     flooding.join()
 

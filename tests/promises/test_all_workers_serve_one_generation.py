@@ -20,13 +20,13 @@ BROKEN = "host all all all nonsense\n"
 
 FAULTY = """
 import sys
-from pgtlsproxy.proxy import channel, origins, reloads
+from pgtlsproxy.proxy import channel, orders, origins, reloads
 reloads.BUILD_SECONDS = {seconds}
 welcome = []
 real_receive = channel.Answers.receive
 def receive(self):
     order = real_receive(self)
-    if isinstance(order, channel.Welcome):
+    if isinstance(order, orders.Welcome):
         welcome.append(order.number)
     return order
 channel.Answers.receive = receive

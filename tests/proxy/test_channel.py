@@ -9,24 +9,21 @@ import pytest
 from pgtlsproxy.config import Log
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.proxy import channel
-from pgtlsproxy.proxy.channel import (
-    Answers,
+from pgtlsproxy.proxy.channel import Answers, ChannelEnded, Orders, pack
+from pgtlsproxy.proxy.files import SnapshotFiles
+from pgtlsproxy.proxy.orders import (
     Build,
     Built,
-    ChannelEnded,
     Descriptor,
     Drain,
     FileSet,
     Logging,
-    Orders,
     Serve,
     Serving,
     Swap,
     Swapped,
     Welcome,
-    pack,
 )
-from pgtlsproxy.proxy.files import SnapshotFiles
 from pgtlsproxy.tls.file_access import Folder, UnusableFile
 
 LONG = 5_000_000

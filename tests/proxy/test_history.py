@@ -6,8 +6,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from pgtlsproxy import pki
-from pgtlsproxy.proxy.channel import FileSet
 from pgtlsproxy.proxy.history import History
+from pgtlsproxy.proxy.orders import FileSet
 from pgtlsproxy.proxy.origins import make
 from pgtlsproxy.proxy.reading import read
 

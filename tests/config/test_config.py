@@ -488,7 +488,7 @@ def test_every_mistake_is_told_at_once():
                     "unix_socket_permissions": "0770",
                 },
                 {**BASE_B, "sslmode": "require", "login": "magic", "port": 0},
-                top={"workers": 0, "dns_cache": 1},
+                top={"workers": 0, "max_handshakes": 0},
             )
         )
     )
@@ -501,7 +501,7 @@ def test_every_mistake_is_told_at_once():
         "login",
         "port",
         "workers",
-        "dns_cache",
+        "max_handshakes",
     ):
         assert key in ms, f"not reported: {key}\n{ms}"
 

@@ -174,6 +174,7 @@ def predecessor() -> Predecessor | None:
         return None
     try:
         sock = socket.socket(fileno=int(descriptor))
+        sock.set_inheritable(False)
         sock.settimeout(OFFER_SECONDS)
         offer: Any = Answers(sock).receive()
         sock.settimeout(None)

@@ -168,9 +168,9 @@ class _Supervisor:
     def _wait(self) -> None:
         """Sleep until something happens or is due, and hear the workers."""
         self._crew.watch()
-        until = min(
-            self._crew.next_due, self._reloads.deadline, self._drain_at, self._page.due, self._manager.due
-        )
+        until = min(self._crew.next_due, self._reloads.deadline, self._drain_at, self._upgrade.due)
+        if self._predecessor is None:
+            until = min(until, self._page.due, self._manager.due)
         timeout = None if until == math.inf else max(until - time.monotonic(), 0)
         for key, events in self._selector.select(timeout):
             if isinstance(key.data, WorkerProcess):
@@ -193,7 +193,7 @@ class _Supervisor:
             elif number == signal.SIGHUP and not self._crew.is_ending:
                 self._reloads.ask()
                 self._manager.asked_to_reload()
-            elif number == signal.SIGUSR2 and self._is_ready and not self._is_stopping:
+            elif number == signal.SIGUSR2 and self._is_in_charge:
                 page = [(STATUS_NAME, opened) for opened in self._page.listening]
                 self._upgrade.begin(self._listening + page)
 
@@ -297,6 +297,11 @@ class _Supervisor:
                 self._predecessor.say_serving()
 
     # --- One takes the other's place ----------------------------------------------------------------------
+
+    @property
+    def _is_in_charge(self) -> bool:
+        """Whether it is ours to serve, and nobody else's yet or any more."""
+        return self._is_ready and not self._is_stopping and self._predecessor is None
 
     def _hand_over_when_it_serves(self) -> None:
         """Cease to accept when a successor does, and drain as soon as logins under way are over."""

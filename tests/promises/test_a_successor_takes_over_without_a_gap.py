@@ -15,7 +15,7 @@ import yaml
 from fixtures import wire
 from fixtures.deployments import config, in_clear, passthrough
 from fixtures.fake_backend import lets_everybody_in
-from fixtures.processes import command_of, family
+from fixtures.processes import command_of, family, held_by
 from fixtures.service_manager import NotifySocket, activated
 from fixtures.waiting import until
 from fixtures.wire import WireClient
@@ -196,11 +196,15 @@ def test_a_session_that_is_idle_is_told_and_a_transaction_goes_on(proxy, certs, 
         running.wait_for_event("session_ended", kind="shutdown", timeout=60.0)
         with pytest.raises(psycopg.errors.AdminShutdown):
             idle.execute("SELECT 1")
+        running.signal(signal.SIGHUP)  # which whoever drains ignores
+        running.signal(signal.SIGUSR2)
         assert busy.execute("SELECT one FROM kept").fetchone() == (1,)
         busy.commit()
         with psycopg.connect(**words) as again:
             assert again.execute("SELECT 1").fetchone() == (1,)
         assert running._process.wait(60.0) == 0
+        assert running.log_events("reloading") == []
+        assert len(running.log_events("upgrading")) == 1
 
 
 def test_addresses_and_workers_change_so(start):
@@ -291,6 +295,7 @@ def test_the_service_manager_is_told_who_is_the_main_process(start):
     with NotifySocket() as manager:
         running = start(environment=manager.environment | {"WATCHDOG_USEC": "1000000"})
         manager.until(READY="1", timeout=60.0)
+        descriptors = held_by(running.pid).descriptors
         running.signal(signal.SIGUSR2)
         told = manager.next()
         while "MAINPID" not in told:
@@ -300,6 +305,7 @@ def test_the_service_manager_is_told_who_is_the_main_process(start):
         assert running._process.wait(60.0) == 0
         assert not any("STOPPING" in each for each in manager.heard)
         manager.until(WATCHDOG="1")
+        until(lambda: held_by(int(told["MAINPID"])).descriptors == descriptors)
 
 
 def test_sockets_of_the_service_manager_are_handed_on_and_metrics_go_on(proxy, settings):

@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -172,16 +172,18 @@ def predecessor() -> Predecessor | None:
     descriptor = os.environ.pop(VARIABLE, None)
     if descriptor is None:
         return None
-    try:
-        sock = socket.socket(fileno=int(descriptor))
-        sock.set_inheritable(False)
-        sock.settimeout(OFFER_SECONDS)
-        offer: Any = Answers(sock).receive()
-        sock.settimeout(None)
-        return Predecessor(sock, [_taken(each) for each in offer["sockets"]])
-    except (OSError, ValueError, ChannelEnded) as error:
-        what = f"{VARIABLE} names no socket on which listening ones are handed over ({error})"
-        raise ConfigError([Mistake("the environment", what)]) from None
+    with ExitStack() as stack:
+        try:
+            sock = stack.enter_context(socket.socket(fileno=int(descriptor)))
+            sock.set_inheritable(False)
+            sock.settimeout(OFFER_SECONDS)
+            offer: Any = Answers(sock).receive()
+            sock.settimeout(None)
+        except (OSError, ValueError, ChannelEnded) as error:
+            what = f"{VARIABLE} names no socket on which listening ones are handed over ({error})"
+            raise ConfigError([Mistake("the environment", what)]) from None
+        stack.pop_all()
+    return Predecessor(sock, [_taken(each) for each in offer["sockets"]])
 
 
 def _taken(described: dict[str, Any]) -> Named:

@@ -2,8 +2,8 @@
 
 The same pg_hba.conf and pg_ident.conf lie at a PostgreSQL 17 and at a proxy, and the same clients come to both, most
 of them with the right password. Behind the proxy is another server, which asks everybody for it. What the client is
-told has to be the same, down to PostgreSQL's words. `PGTLSPROXY_VERDICTS` in the environment says how many clients
-come; with `pytest -s` what they were told is counted.
+told has to be the same, down to PostgreSQL's words, and of some of them `explain` has to say it, too.
+`PGTLSPROXY_VERDICTS` in the environment says how many clients come; with `pytest -s` what they were told is counted.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ from fixtures.deployments import config, passthrough, with_tls
 from fixtures.postgres import password
 from fixtures.wire import WireClient
 from matrix.attempt import Challenge
+from pgtlsproxy.cli import explain_question
+from pgtlsproxy.cli.explain_answer import answer
 
 CLIENTS = int(os.environ.get("PGTLSPROXY_VERDICTS", "0")) or 480
 CLIENTS_OF_A_FILE = 24
 FILES_OF_A_PROXY = 10
 """Behind those a new one goes on: what it has counted of wrong passwords, from so few addresses, would slow them."""
+EXPLAINED = 6
+"""Of so many clients one is asked about."""
 SEED = 20
 
 OWN_USER = pwd.getpwuid(os.geteuid()).pw_name
@@ -217,6 +221,23 @@ class Both:
             assert event["event"] == "reloaded", f"{event}\n{hba}\n{ident}"
         self._taken += 1
 
+    def explained(self, client):
+        """What `explain` says of a client: what it is told; None where the policy lets it go on."""
+        address = {4: client.source or "127.0.0.1", 6: "::1"}[client.family]
+        asked = explain_question.Client(
+            user=client.user,
+            database=client.database,
+            address=explain_question.LOCAL if client.door == "socket" else address,
+            replication=client.replication,
+            os_user=OWN_USER if client.door == "socket" else None,
+            tls=client.door == "tls",
+            certificate=None if client.certificate else False,
+        )
+        certificate = client.certificate and str(self._certificates[client.certificate].crt)
+        found = answer(str(self._running.config), "central", asked, certificate, connect=False).explanation
+        assert found.allowed is not None, found.reason
+        return None if found.allowed else (found.sqlstate, found.reply)
+
     def _start(self, files):
         if self._running is not None:
             assert self._running.stop() == 0
@@ -266,18 +287,23 @@ def expected(at_server, client):
 def test_every_verdict_is_postgresqls(both):
     numbers = random.Random(SEED)
     told = Counter()
-    for number in range(CLIENTS // CLIENTS_OF_A_FILE):
+    for file in range(CLIENTS // CLIENTS_OF_A_FILE):
         hba, ident = some_files(numbers)
         both.take(hba, ident)
-        for client in [some_client(numbers) for _ in range(CLIENTS_OF_A_FILE)]:
+        clients = [some_client(numbers) for _ in range(CLIENTS_OF_A_FILE)]
+        for client in clients:
             at_server = both.server.verdict(client)
             at_proxy = both.proxy.verdict(client)
-            where = f"file {number}:\n{hba}\n{ident}\n{client}: {at_server}"
+            where = f"file {file}:\n{hba}\n{ident}\n{client}: {at_server}"
             if client.user == "absent" and ("samerole" in hba or "samegroup" in hba):
                 # Here a user is a member of itself, known as a role or not: other words, but no way in.
                 assert "let in" not in {at_proxy[0], at_server[0]}, where
             else:
                 assert at_proxy == expected(at_server, client), where
+            if client in clients[::EXPLAINED]:
+                explained = both.explained(client)
+                may_be_servers = at_proxy[0] in {*WORKED, "28P01"} or at_proxy[1].startswith("role ")
+                assert explained == at_proxy or (explained is None and may_be_servers), where
             told[at_server[0] if at_server[0] == "let in" else f"{at_server[0]} {at_server[1]}"] += 1
     lines = [f"{count:6} {verdict}" for verdict, count in told.most_common(20)]
     sys.stdout.write("\n".join(["", f"{sum(told.values())} clients:", *lines, ""]))

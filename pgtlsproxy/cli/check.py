@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.command(context_settings={"max_content_width": 100})
 @click.option("-c", "--config", "path", required=True, metavar="FILE", help="The configuration, a YAML file.")
 @click.option(
-    "--connect", is_flag=True, help="Also dial every backend, let it prove itself, and ask it for roles."
+    "--connect",
+    is_flag=True,
+    help="Also dial every backend, let it prove itself, and run each roles_query and auth_query.",
 )
 @click.option("--rules", is_flag=True, help="Print the rules of every listener, as PostgreSQL's views do.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, for machines.")
@@ -30,8 +32,8 @@ def check(path: str, *, connect: bool, rules: bool, as_json: bool) -> int:
     listeners where SCRAM's channel binding will keep clients out.
     Names the files of include_if_exists that do not exist, and options that mean something to the backend
     alone. Opens no socket and writes nothing, unless --connect is given. Exit status: 0 it can be served,
-    1 it cannot, or something in it has expired, or a backend does not prove itself or not answer the
-    roles_query.
+    1 it cannot, or something in it has expired, or a backend does not prove itself or not answer a
+    roles_query or auth_query.
 
     \b
     Example:

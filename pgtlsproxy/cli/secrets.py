@@ -63,8 +63,8 @@ def secrets(
 
     With --backend the role logs in there, over the leg that sessions take, and its line is what the server
     itself keeps: no right to read pg_authid is needed. Without it the line has a new salt, which does where
-    the proxy asks for passwords itself (login: certificate), and not for the bridge. Exit status: 0 every
-    line was made, 1 one was not.
+    the proxy asks for passwords itself (login: certificate and passfile), and not for the bridge. Exit
+    status: 0 every line was made, 1 one was not.
 
     \b
     Example:

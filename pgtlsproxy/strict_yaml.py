@@ -21,7 +21,6 @@ from pgtlsproxy.identity import printable
 MAX_OCTETS: Final = 1 << 20
 """Longest file, 1 MB."""
 
-MAX_ALIASES: Final = 100
 MAX_NODES: Final = 100_000
 """Largest document once its aliases are expanded, in mappings, lists and scalars."""
 
@@ -150,16 +149,11 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._aliases = 0
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call] # the stubs leave it out
         line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent):
-            self._aliases += 1
-            if self._aliases > MAX_ALIASES:
-                raise _Refused(line, f"more than {MAX_ALIASES} aliases: write the values out")
         if getattr(event, "tag", None) is not None:
             raise _Refused(line, _QUOTE_TAG)
         self._depth += 1

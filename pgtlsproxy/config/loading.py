@@ -22,6 +22,7 @@ from pgtlsproxy.config.listener_consistency import (
     listener_conflicts,
     listener_warnings,
 )
+from pgtlsproxy.config.merging import SECTIONS, Included, Merged, ReadIncluded
 from pgtlsproxy.config.model import Model, Reading
 from pgtlsproxy.config.settings import General, Settings
 from pgtlsproxy.config.values import found
@@ -42,12 +43,17 @@ _STAND_INS: Final[Mapping[str, object]] = {
 _NAME: Final = re.compile(r"\w[\w.-]{0,62}")
 
 
-def load_settings(path: str, content: bytes) -> Settings:
+def _nothing_included(_: str) -> tuple[Included, ...]:
+    return ()
+
+
+def load_settings(path: str, content: bytes, read_included: ReadIncluded = _nothing_included) -> Settings:
     """Read a configuration.
 
     Args:
         path: the YAML file's path: named in messages; relative paths in the file start in its folder.
         content: the file's bytes.
+        read_included: reads what its `include` names.
 
     Raises:
         ConfigError: with every mistake in it, in the order of the lines.
@@ -55,7 +61,7 @@ def load_settings(path: str, content: bytes) -> Settings:
     folder = os.path.dirname(path)  # noqa: PTH120 - see model.absolute
     if not folder.startswith("/"):
         folder = os.path.join(os.getcwd(), folder)  # noqa: PTH109, PTH118 - see model.absolute
-    return _Loader(parse(path, content), Reading(folder.rstrip("/") or "/")).settings()
+    return _Loader(parse(path, content), Reading(folder.rstrip("/") or "/"), read_included).settings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +78,12 @@ class _Entry(Generic[_M]):
 
 
 class _Loader:
-    """Reads one document, collecting mistakes on the way."""
+    """Reads one document and what it includes, collecting mistakes on the way."""
 
-    def __init__(self, document: Document, reading: Reading) -> None:
-        self._document = document
+    def __init__(self, document: Document, reading: Reading, read_included: ReadIncluded) -> None:
+        self._document: Document | Merged = document
         self._reading = reading
+        self._read_included = read_included
         self._told = set(document.mistakes)
         self._mistakes = list(document.mistakes.items())
 
@@ -85,16 +92,17 @@ class _Loader:
         if not isinstance(data, dict):
             self._mistake((), f"found {found(data)}, expected listeners: and backends: with their settings")
             raise ConfigError(mistake for _, mistake in self._mistakes)
-        self._note_empty_values((), data)
-        own = {key: value for key, value in data.items() if key not in {"listeners", "backends"}}
+        own = {key: value for key, value in data.items() if key not in {*SECTIONS, "defaults"}}
+        self._note_empty_values((), own)
         general = self._entry((), General, own)
+        data = self._merge(general.settings.include)
+        self._note_empty_values((), data)
         listeners = self._section(data, "listeners", Listener, listener_conflicts)
         backends = self._section(data, "backends", Backend, backend_conflicts)
         self._check_listeners(listeners, data.get("backends"))
         self._check_auth_queries(listeners, backends)
         if self._mistakes:
-            by_line = sorted(self._mistakes, key=lambda item: self._document.line(item[0]))
-            raise ConfigError(mistake for _, mistake in by_line)
+            raise ConfigError(self._by_line())
         warnings = (
             *self._warnings("listeners", listeners, listener_warnings),
             *self._warnings("backends", backends, backend_warnings),
@@ -105,6 +113,31 @@ class _Loader:
             backends={name: entry.settings for name, entry in backends.items()},
             warnings=warnings,
         )
+
+    def _merge(self, patterns: Iterable[str]) -> dict[str, Any]:
+        """The listeners and backends of all files, with the defaults in them."""
+        assert isinstance(self._document, Document)  # noqa: S101 - it is called once
+        self._document = merged = Merged(self._document)
+        files = dict.fromkeys(each for pattern in patterns for each in self._read_included(pattern))
+        for file, content in files:
+            try:
+                if isinstance(content, str):
+                    merged.mistakes[(file,)] = Mistake(merged.where(("include",)), content)
+                else:
+                    merged.include(parse(file, content))
+            except ConfigError as error:
+                merged.mistakes |= {(file, number): each for number, each in enumerate(error.mistakes)}
+        merged.fill_in()
+        self._told |= merged.mistakes.keys()
+        self._mistakes += merged.mistakes.items()
+        return merged.data
+
+    def _by_line(self) -> list[Mistake]:
+        """Every mistake once, a wrong default too, in the order of the files and their lines."""
+        document = self._document
+        assert isinstance(document, Merged)  # noqa: S101 - there are listeners
+        by_line = sorted(self._mistakes, key=lambda item: document.order(item[0]))
+        return list(dict.fromkeys(mistake for _, mistake in by_line))
 
     def _mistake(self, path: KeyPath, what: str) -> None:
         self._mistakes.append((path, Mistake(self._document.where(path), what)))

@@ -128,6 +128,9 @@ class General(Model):
         }
     )
 
+    include: Annotated[tuple[FilePath, ...], CommaList] = ()
+    """Files with more listeners and backends; `*`, `?` and [] in the last part. Ours, as PostgreSQL's."""
+
     workers: Annotated[int, BeforeValidator(_workers)] = 1
     """Processes that serve sessions, each on one core; `auto` is one for each core. Ours."""
 

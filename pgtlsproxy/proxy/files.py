@@ -7,7 +7,6 @@ policy needs neither them nor what it takes to read them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from pgtlsproxy.identity import Secret
 from pgtlsproxy.policy.inclusion import MAX_OCTETS as MAX_RULES_OCTETS
 from pgtlsproxy.policy.inclusion import follow
 from pgtlsproxy.proxy.rule_files import Included, InclusionReader, Note, note_nothing, read_again
+from pgtlsproxy.proxy.settings_files import SettingsFiles
 from pgtlsproxy.tls.file_access import (
     Folder,
     SystemRoots,
@@ -27,7 +27,6 @@ from pgtlsproxy.tls.file_access import (
     key_file_problem,
     read_directory,
     read_file,
-    read_file_and_status,
 )
 
 SYSTEM_ROOTS: Final = "system"
@@ -52,7 +51,7 @@ class SnapshotFiles:
         passphrases: by listener name, what ssl_passphrase_command printed.
         rules: hba, ident and roles files by path: their bytes, or why there are none.
         included: what those include.
-        digest: of the YAML file's bytes; empty where they could not be read.
+        digest: of what the YAML file and those that it includes hold; empty where it could not be read.
     """
 
     path: str
@@ -118,31 +117,38 @@ def read_each(
 
 
 def read_settings(
-    path: str, known: SnapshotFiles | None = None
+    path: str, known: SnapshotFiles | None = None, note: Note = note_nothing
 ) -> tuple[Settings | None, tuple[Mistake, ...], bytes]:
-    """What the YAML file says, or what is wrong with it, and its digest.
+    """What the YAML file and those that it includes say, or what is wrong with them, and their digest.
 
     Args:
-        path: the file.
-        known: what an earlier reading found; where the file is the same, it is not parsed again.
+        path: the YAML file.
+        known: what an earlier reading found; where the files are the same, they are not parsed again.
+        note: told of each before it is read.
     """
-    digest = b""
+    sources = SettingsFiles(note)
     try:
-        content, status = read_file_and_status(path, "configuration file")
-        digest = hashlib.blake2b(content).digest()
-        if known is not None and known.settings is not None and known.digest == digest:
-            settings = known.settings
-        else:
-            settings = load_settings(path, content)
+        content = sources.main(path)
+        settings = None
+        if known is not None and known.settings is not None:
+            again = SettingsFiles(note)
+            again.main(path)
+            for pattern in known.settings.include:
+                again.included(pattern)
+            if again.digest == known.digest:
+                sources, settings = again, known.settings
+        if settings is None:
+            settings = load_settings(path, content, sources.included)
         if any(backend.has_inline_secret for backend in settings.backends.values()):
-            problem = key_file_problem(path, status, os.geteuid(), "configuration file with sslpassword")
-            if problem is not None:
-                raise UnusableFile(problem)
+            for file, status in sources.statuses.items():
+                problem = key_file_problem(file, status, os.geteuid(), "configuration file with sslpassword")
+                if problem is not None:
+                    raise UnusableFile(problem)
     except UnusableFile as error:
-        return None, (Mistake(path, str(error)),), digest
+        return None, (Mistake(path, str(error)),), sources.digest
     except ConfigError as error:
-        return None, tuple(error.mistakes), digest
-    return settings, (), digest
+        return None, tuple(error.mistakes), sources.digest
+    return settings, (), sources.digest
 
 
 def attempt(action: Callable[[], _T]) -> _T | UnusableFile:

@@ -63,8 +63,7 @@ def read_content(
         known: what an earlier reading found. What still says the same is not parsed again.
         note: told of every file before it is read, which may hang.
     """
-    note(path)
-    settings, mistakes, digest = read_settings(path, known)
+    settings, mistakes, digest = read_settings(path, known, note)
     named = settings or in_service
     if named is None:
         return SnapshotFiles(path, None, mistakes, {}, {}, {}, {}, None, {}, digest=digest)

@@ -1,6 +1,7 @@
 """Snapshots from files: what a unit keeps where nothing new can be built."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,8 +108,8 @@ def test_a_file_with_an_inline_password_is_judged_by_the_descriptor_that_it_was_
     path.chmod(0o600)
     real = files.load_settings
 
-    def vanishes(name: str, content: bytes) -> object:
-        settings = real(name, content)
+    def vanishes(name: str, *arguments: Any) -> object:
+        settings = real(name, *arguments)
         Path(name).unlink()
         return settings
 

@@ -30,6 +30,7 @@ listeners:
     roles_file: roles.conf
     scram_secrets_file: secrets.txt
     backend: b
+include: teams/*.yaml
 backends:
   b: {host: localhost, sslrootcert: backend.crt, login: passfile, passfile: pass.txt}
 """
@@ -47,6 +48,7 @@ def folder(tmp_path: Path) -> Path:
         "roles.conf": "",
         "secrets.txt": "",
         "pass.txt": "*:*:*:*:x\n",
+        "teams/one.yaml": "backends: {c: {host: localhost, sslrootcert: backend.crt, login: passthrough}}\n",
         "conf.d/one.conf": "host all all 10.0.0.0/8 reject\n",
         "crl/one.crl": "crl",
         "tls/server.crt": SERVER.certificate_pem(),
@@ -92,6 +94,8 @@ CHANGES = {
 } | {
     "a missing file appears": ("more.conf", lambda path: put(path, "host all all all reject\n")),
     "a file appears in a folder that is included": ("conf.d", lambda path: put(path / "two.conf", "")),
+    "a file that the YAML includes": ("teams/one.yaml", lambda path: path.write_text("")),
+    "another one": ("teams", lambda path: put(path / "two.yaml", "# nothing yet")),
     "a file is gone": ("ca.crt", Path.unlink),
     "a folder is gone": ("crl", shutil.rmtree),
     "a CRL is exchanged": ("crl", lambda path: put(path / "one.crl", "CRL")),
@@ -109,7 +113,7 @@ def test_a_change_counts_when_two_looks_agree(folder, name, change):
         found.append(look())
     *before, changed = found
     assert before == [None] * len(before)
-    assert str(folder / name) in changed
+    assert str(folder / ("p.yaml" if name.startswith("teams") else name)) in changed
 
 
 def test_what_is_the_same_is_no_change_whatever_its_times_and_its_inode(folder):

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from pgtlsproxy.errors import BackendUnavailable
+from pgtlsproxy.errors import BackendUnavailable, ClientGone
 from pgtlsproxy.proxy.auth_connection import Asked, AuthConnection
 from pgtlsproxy.proxy.questions import Asking, Questions, TooManyQuestions
 from pgtlsproxy.proxy.resolve import Resolver
@@ -53,6 +54,19 @@ class LookUpFailed(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """A login that needs answers.
+
+    Args:
+        source: where it comes from.
+        hung_up: returns when its client has closed.
+    """
+
+    source: str
+    hung_up: Callable[[], Awaitable[None]] = field(repr=False)
+
+
 class AskedVerifiers:
     """What a backend says of users, as one listener's `auth_query` asks it.
 
@@ -76,16 +90,17 @@ class AskedVerifiers:
         """The backend's `scram_iterations`, as far as it has told."""
         return self._connection.iterations
 
-    async def look(self, user: str, source: str, not_before: float = float("-inf")) -> Asked:
+    async def look(self, user: str, asker: Asker, not_before: float = float("-inf")) -> Asked:
         """What the backend says of a user.
 
         Args:
             user: of the StartupMessage.
-            source: where the login comes from.
+            asker: the login.
             not_before: it must have been asked then or later, by the monotonic clock.
 
         Raises:
             LookUpFailed: it says nothing.
+            ClientGone: the client waits no longer.
 
         Cancellation: the asking goes on for those who wait for it too.
         """
@@ -94,34 +109,35 @@ class AskedVerifiers:
         while asked is None or not (
             asked.asked_at >= not_before and (asked.asked_at >= begin or self._is_believed(asked))
         ):
-            asked = await self._answer(user, source)
+            asked = await self._answer(user, asker)
         return asked
 
-    async def look_alike(self, user: str, source: str) -> Asked:
+    async def look_alike(self, user: str, asker: Asker) -> Asked:
         """What the backend says of a user who has proved nothing yet: all are asked for, remembered or not.
 
         Neither the time that it takes, nor what it leaves behind, tells of whom something is believed.
 
         Args:
             user: of the StartupMessage.
-            source: where the login comes from.
+            asker: the login.
 
         Raises:
             LookUpFailed: it says nothing, and nothing is believed.
+            ClientGone: the client waits no longer.
         """
         asked = self._remembered(user)
         if asked is None or not self._is_believed(asked):
-            return await self._answer(user, source)
-        return await self._answer_soon(user, source) or asked
+            return await self._answer(user, asker)
+        return await self._answer_soon(user, asker) or asked
 
-    async def show_nothing(self, user: str, source: str) -> None:
+    async def show_nothing(self, user: str, asker: Asker) -> None:
         """Ask for a user as `look_alike` does, where the answer is known already."""
-        await self._answer_soon(user, source)
+        await self._answer_soon(user, asker)
 
-    async def _answer_soon(self, user: str, source: str) -> Asked | None:
+    async def _answer_soon(self, user: str, asker: Asker) -> Asked | None:
         with trio.move_on_after(SHOWN_SECONDS):
             try:
-                return await self._answer(user, source)
+                return await self._answer(user, asker)
             except LookUpFailed:
                 pass
         return None
@@ -141,10 +157,10 @@ class AskedVerifiers:
         lifetime = min(self._lifetime, NONE_SECONDS) if asked.secret.verifier is None else self._lifetime
         return time.monotonic() - asked.asked_at < lifetime
 
-    async def _answer(self, user: str, source: str) -> Asked:
+    async def _answer(self, user: str, asker: Asker) -> Asked:
         """The answer to the question that is under way, or to a new one."""
         try:
-            question = self._questions.join(user, source)
+            question = self._questions.join(user, asker.source)
         except TooManyQuestions as error:
             raise LookUpFailed(f"backend {self.name}: {error}") from None
         if not self._is_asking:
@@ -152,9 +168,9 @@ class AskedVerifiers:
             trio.lowlevel.spawn_system_task(self._ask_all)
         try:
             with trio.move_on_after(ASK_SECONDS):
-                await question.over.wait()
+                await _wait_for(question.over, asker)
         finally:
-            self._questions.leave(question, source)
+            self._questions.leave(question, asker.source)
         if question.bug is not None:
             raise question.bug
         if question.asked is None:
@@ -192,6 +208,24 @@ class AskedVerifiers:
         kept[user] = asked
         if len(kept) > limit:
             kept.popitem(last=False)
+
+
+async def _wait_for(answer: trio.Event, asker: Asker) -> None:
+    """Wait for an answer, as long as somebody is there to hear of it."""
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        await asker.hung_up()
+        is_gone = True
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        await answer.wait()
+        nursery.cancel_scope.cancel()
+    if is_gone and not answer.is_set():
+        raise ClientGone("the client closed while a backend was asked for its verifier")
 
 
 def connect_to(

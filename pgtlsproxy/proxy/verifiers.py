@@ -11,13 +11,15 @@ import secrets as random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.protocol.scram.keys import KEY_OCTETS, Verifier
 from pgtlsproxy.protocol.scram.secrets import Secrets
 from pgtlsproxy.proxy.auth_connection import Asked
-from pgtlsproxy.proxy.auth_query import AskedVerifiers, AuthQueries, LookUpFailed
+from pgtlsproxy.proxy.auth_query import AskedVerifiers, Asker, AuthQueries, LookUpFailed
+from pgtlsproxy.proxy.hang_up import hung_up
 from pgtlsproxy.proxy.snapshot import ListenerSnapshot, Snapshot
 from pgtlsproxy.proxy.stages import Accepted
 
@@ -62,30 +64,30 @@ class Sources:
     secrets: Secrets
     asked: AskedVerifiers | None
 
-    async def look(self, user: str, source: str, not_before: float = _ALWAYS) -> Known:
+    async def look(self, user: str, asker: Asker, not_before: float = _ALWAYS) -> Known:
         """What is known of a user's verifier.
 
         Args:
             user: of the StartupMessage.
-            source: where the login comes from.
+            asker: the login.
             not_before: what has been asked for must have been then or later, by the monotonic clock.
         """
         since = time.monotonic()
         if self.asked is None or (user in self.secrets.by_user and not_before == _ALWAYS):
             return self._listed(user, since)
-        found = await self._found(self.asked, self.asked.look(user, source, not_before), since)
+        found = await self._found(self.asked, self.asked.look(user, asker, not_before), since)
         # Who fails is asked for even if listed: by the time that it takes nobody shall tell.
         return self._listed(user, since) if user in self.secrets.by_user else found
 
-    async def look_alike(self, user: str, source: str) -> Known:
+    async def look_alike(self, user: str, asker: Asker) -> Known:
         """The same, on one road for all who have proved nothing yet: listed, remembered, or unknown."""
         since = time.monotonic()
         if self.asked is None:
             return self._listed(user, since)
         if user in self.secrets.by_user:
-            await self.asked.show_nothing(user, source)
+            await self.asked.show_nothing(user, asker)
             return self._listed(user, since)
-        return await self._found(self.asked, self.asked.look_alike(user, source), since)
+        return await self._found(self.asked, self.asked.look_alike(user, asker), since)
 
     def _listed(self, user: str, since: float) -> Known:
         verifier = self.secrets.verifier(user, time.time())
@@ -120,20 +122,20 @@ class Verifiers:
     Args:
         sources: those of the session's configuration.
         newest: those of the configuration that is in service now; None where it has none any more.
-        source: where the session comes from.
+        asker: the session.
     """
 
     sources: Sources
     newest: Callable[[], Sources | None] = field(repr=False)
-    source: str
+    asker: Asker
 
     async def known(self, user: str) -> Known:
         """The user's verifier, by what is believed of it."""
-        return await self.sources.look(user, self.source)
+        return await self.sources.look(user, self.asker)
 
     async def for_challenge(self, user: str) -> tuple[Known, Verifier]:
         """What is known, and the user's verifier, or one that looks the same and fits no password."""
-        known = await self.sources.look_alike(user, self.source)
+        known = await self.sources.look_alike(user, self.asker)
         doomed = self.doomed(user)  # for everybody: it takes a tenth of the turn's time, which would show
         return known, known.verifier or doomed
 
@@ -155,7 +157,7 @@ class Verifiers:
     async def _newest(self, user: str, not_before: float) -> Known:
         sources = self.newest()
         if sources is not None:
-            return await sources.look(user, self.source, not_before)
+            return await sources.look(user, self.asker, not_before)
         where = "the configuration in service"
         return Known(None, where, is_asked=False, lack="has no verifiers", since=time.monotonic())
 
@@ -182,4 +184,5 @@ def verifiers_of(
         return sources_of(served.listeners.get(listener.name), served.generation)
 
     sources = sources_of(listener, accepted.snapshot.generation)
-    return None if sources is None else Verifiers(sources, newest, accepted.source)
+    asker = Asker(accepted.source, partial(hung_up, accepted.sock))
+    return None if sources is None else Verifiers(sources, newest, asker)

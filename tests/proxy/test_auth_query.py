@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,15 +14,16 @@ import trio.testing
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import data, integers, sampled_from
 
+from fixtures.wire import PATIENCE
 from pgtlsproxy.config import AuthQuery
-from pgtlsproxy.errors import BackendUnavailable
+from pgtlsproxy.errors import BackendUnavailable, ClientGone
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.protocol.auth_query import RoleSecret
 from pgtlsproxy.protocol.scram.keys import Verifier
 from pgtlsproxy.protocol.scram.secrets import Listed, Secrets
-from pgtlsproxy.proxy import auth_query, questions, verifiers
+from pgtlsproxy.proxy import auth_query, hang_up, questions, verifiers
 from pgtlsproxy.proxy.auth_connection import Asked, AuthConnection
-from pgtlsproxy.proxy.auth_query import AskedVerifiers, AuthQueries, LookUpFailed
+from pgtlsproxy.proxy.auth_query import AskedVerifiers, Asker, AuthQueries, LookUpFailed
 from pgtlsproxy.proxy.questions import Questions
 from pgtlsproxy.proxy.verifiers import Sources, Verifiers
 
@@ -29,7 +31,7 @@ OLD, NEW = (
     RoleSecret(Verifier(bytes([n]) * 16, 4096, Secret(bytes([n]) * 32), Secret(bytes(32)))) for n in (1, 2)
 )
 NONE = RoleSecret(None, lack="knows no role")
-HERE, THERE = "192.0.2.1", "192.0.2.2"
+HERE, THERE = (Asker(source, trio.sleep_forever) for source in ("192.0.2.1", "192.0.2.2"))
 
 
 class Connection:
@@ -513,6 +515,41 @@ class Turns(RuleBasedStateMachine):
 
 
 test_nobody_who_waits_is_forgotten = Turns.TestCase
+
+
+async def test_a_question_of_a_client_that_hangs_up_is_not_asked(crowd):
+    gone = trio.Event()
+    await crowd.looks(HERE, ["begun"])
+    async with trio.open_nursery() as nursery:
+
+        async def look():
+            with pytest.raises(ClientGone):
+                await crowd.source.look("left", Asker("192.0.2.1", gone.wait))
+
+        nursery.start_soon(look)
+        await settled()
+        gone.set()
+    assert await drained(crowd) == ["begun"]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+@pytest.mark.parametrize("said", [b"", b"alert"])
+async def test_a_client_that_closes_is_noticed_whatever_it_has_said(family, said):
+    if family is socket.AF_UNIX:
+        ours, theirs = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            theirs = socket.create_connection(server.getsockname())
+            ours, _ = server.accept()
+    ours.setblocking(False)
+    with ours, theirs:
+        theirs.send(said)
+        with trio.move_on_after(2 * hang_up.LOOK_SECONDS) as waiting:
+            await hang_up.hung_up(ours)
+        assert waiting.cancelled_caught
+        theirs.close()
+        with trio.fail_after(PATIENCE):
+            await hang_up.hung_up(ours)
 
 
 async def test_an_answer_that_nobody_waits_for_any_more_is_kept(crowd):

@@ -81,7 +81,7 @@ class Client:
         words = conninfo(**self._words)
         while not self.is_over.is_set():
             ended = subprocess.run(
-                [self._psql.installation.program("pgbench"), "-n", "-C", "-c", "16", "-j", "1", "-R", str(RATE),
+                [self._psql.installation.program("pgbench"), "-n", "-C", "-c", "16", "-j", "16", "-R", str(RATE),
                  "-T", "3", "-f", str(script), words],
                 env=self._psql.environment(), capture_output=True, text=True, timeout=120, check=False,
             )  # fmt: skip

@@ -41,7 +41,7 @@ async def drain(relay: Relay, seconds: float) -> None:
 
 
 async def _tell(relay: Relay, when: When, why: str) -> None:
-    ending = Ending(ErrorKind.SHUTDOWN, why, is_cut=when is not When.IDLE)
+    ending = Ending(ErrorKind.SHUTDOWN, why, is_clean=when is not When.NOW, is_cut=when is not When.IDLE)
     for index, logged_in in enumerate(relay.carried(), start=1):
         farewell = b""
         if when is not When.NOW:

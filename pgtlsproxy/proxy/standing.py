@@ -159,7 +159,7 @@ def _watched(relay: Relay, snapshot: Snapshot) -> list[LoggedIn]:
 async def _end(relay: Relay, refused: Sequence[tuple[LoggedIn, ProxyError]], why: str) -> None:
     """End sessions: with a word when their answer is over, and without one where it takes too long."""
     for logged_in, refusal in refused:
-        ending = Ending(refusal.kind, f"{why}: {refusal.reason}")
+        ending = Ending(refusal.kind, f"{why}: {refusal.reason}", is_clean=True)
         farewell = encode_refusal(ShuttingDown(ending.reason), logged_in.standing.session)
         relay.end(logged_in, Wish(ending, When.BOUNDARY, farewell))
     if refused:

@@ -90,6 +90,22 @@ def test_idle_sessions_are_told_at_once_over_every_pair_of_legs(start, workers):
     assert len(ended) == len(idle) + 1
 
 
+@pytest.mark.parametrize("leg", ["clear_tls", "tls_tls"])
+def test_a_client_that_reads_late_has_its_farewell_and_no_reset(start, leg):
+    """What a reset overtakes on its way is lost."""
+    legs = start()
+    with wire.WireClient(("127.0.0.1", legs.running.port(leg))) as client:
+        if leg == "tls_tls":
+            assert client.ask_for_tls() == b"S"
+            client.start_tls()
+        client.send(wire.startup(user="alice"))
+        wire.log_in(client, password("alice"))
+        legs.running.signal(signal.SIGTERM)
+        assert legs.running.wait() == ENDED
+        assert client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        assert TERMINATED.encode() in client.read_to_end()
+
+
 @pytest.mark.parametrize("leg", LEGS)
 def test_a_transaction_ends_before_its_session_does_and_nobody_else_gets_in(start, leg):
     legs = start()

@@ -156,6 +156,7 @@ class StatusProcess:
         self._forget()
         if self._readable is not None:
             os.close(self._readable)
+            self._readable = None
         for opened in self._listening:
             opened.close()
         self._listening = []

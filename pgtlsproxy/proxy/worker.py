@@ -101,7 +101,7 @@ class _Worker:
         table = SharedTable(welcome.slots, welcome.table.number)
         self._slot = WorkerSlot(table, welcome.number, welcome.secret)
         self._welcome = welcome
-        self._newest: Build | None = None
+        self._newest = 0
         self._built: Made | None = None
         self._in_service: Made | None = None
         self._server: Server | None = None
@@ -159,7 +159,7 @@ class _Worker:
                 return
             match order:
                 case Build():
-                    self._newest = order
+                    self._newest = order.attempt
                     # Not waited for: whatever a build does, the next order may be to drain.
                     nursery.start_soon(_in_thread, partial(self._build, order), self._builds)
                 case Swap():
@@ -203,7 +203,7 @@ class _Worker:
 
     def _build(self, order: Build) -> None:
         """Build what the files say aside, and say what came of it. In a thread."""
-        if order is not self._newest:
+        if order.attempt != self._newest:
             return  # the supervisor waits for it no more
         unusable = Built(order.generation, order.attempt, is_usable=False)
         try:

@@ -99,7 +99,7 @@ WRONG = {
     "unknown group": (lambda c: c["listeners"]["a"].update(ssl_groups="nope"), r'"nope" is no key exchange group'),
     "unknown key": (lambda c: c["listeners"]["a"].update(ssl_cert_fil="x"), r"ssl_cert_fil: there is no such setting; did you mean ssl_cert_file"),
     "later key": (
-        lambda c: c["listeners"]["a"].update(proxy_protocol_from=["10.0.0.0/8"]), r"proxy_protocol_from: is not in this version",
+        lambda c: c["backends"]["primary"].update(sslcert_issuer="x.crt"), r"sslcert_issuer: is not in this version",
     ),
     "address twice": (
         lambda c: c["listeners"].update(b={**c["listeners"]["a"], "listen": ["127.0.0.1:1"]}) or c["listeners"]["a"].update(listen=["127.0.0.1:1"]),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from fixtures.auth_query import LOOKUP_ROLE
 from fixtures.clients import clean_environment
 from fixtures.deployments import config, passthrough, with_tls
 from fixtures.postgres import password
@@ -110,7 +111,7 @@ def test_the_query_of_a_superuser_makes_a_file_that_loads(cluster, command_line)
         listed = cluster.psql(command_line("secrets", "--sql").stdout).stdout
     finally:
         cluster.psql('DROP ROLE "a""b c"')
-    assert set(parse_secrets("listed", listed.encode()).by_user) == {
+    assert set(parse_secrets("listed", listed.encode()).by_user) - {LOOKUP_ROLE} == {
         "alice",
         "app",
         "bob",
@@ -126,14 +127,11 @@ def test_the_query_takes_along_until_when_a_password_is_good(cluster, command_li
         "two\nlines": "", "SCRAM-SHA-256$x": "", "md5" + "a" * 32: "",
     }  # fmt: skip
     salt, key = "W22ZaJ0SNY7soEsUEjb6gQ==", "A" * 43 + "="
-    # What any role may give itself: PostgreSQL takes numbers as strtol does, and blanks in base64 for nothing.
+    # What any role may give itself, and what PostgreSQL takes for verifiers: numbers are what strtol takes.
     spoiled = {
         "many": f"1000001:{salt}${key}:{key}",
         "blank": f"\\n4096:{salt}${key}:{key}",
-        "spaced_salt": f"4096:W22Z\\naJ0SNY7soEsUEjb6gQ==${key}:{key}",
         "long_salt": f"4096:{'A' * 176}${key}:{key}",
-        "spaced_stored_key": f"4096:{salt}${'A' * 20}\\n{'A' * 23}=:{key}",
-        "spaced_server_key": f"4096:{salt}${key}:{key}\\n",
     }
     for role, until in roles.items():
         cluster.psql(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'x' {until}")
@@ -150,6 +148,7 @@ def test_the_query_takes_along_until_when_a_password_is_good(cluster, command_li
         user: line.valid_until for user, line in parse_secrets("listed", listed.encode()).by_user.items()
     }
     moment = datetime(2099, 5, 6, 5, 8, 9, 500_000, UTC).timestamp()
+    until.pop(LOOKUP_ROLE, None)  # other tests' role, of the same server
     assert until == dict.fromkeys(("alice", "app", "bob", "postgres", "never", "far")) | {"soon": moment}
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import jsonschema
@@ -147,6 +148,13 @@ def mount_volume(folder, files, mode, root):
         (folder / name).symlink_to(f"..data/{name}")
 
 
+@pytest.fixture
+def root():
+    """A folder whose name leaves room for that of a Unix socket, which has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="pod-") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(params=NAMES)
 def manifests(request):
     return Manifests(request.param)
@@ -171,22 +179,22 @@ def test_a_misspelt_key_would_be_noticed(manifests):
         kubernetes_validate.validate(manifests.only("Deployment"), VERSIONS[-1], strict=True)
 
 
-def test_check_takes_the_configuration_as_it_is_mounted(manifests, certs, command_line, tmp_path):
-    manifests.mounts(tmp_path, certs)
+def test_check_takes_the_configuration_as_it_is_mounted(manifests, certs, command_line, root):
+    manifests.mounts(root, certs)
     command, *options = manifests.proxy["args"]
     assert (command, options[0]) == ("serve", "-c")
-    checked = command_line("check", *options[:1], tmp_path / options[1].lstrip("/"), "--json")
+    checked = command_line("check", *options[:1], root / options[1].lstrip("/"), "--json")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     found = json.loads(checked.stdout)
     assert (found["mistakes"], found["warnings"]) == ([], []), found
 
 
-def test_its_policy_lets_in_whom_it_is_for(command_line, certs, tmp_path):
+def test_its_policy_lets_in_whom_it_is_for(command_line, certs, root):
     def explained(name, *question):
-        root = tmp_path / name
-        if not root.exists():
-            Manifests(name).mounts(root, certs)
-        answer = command_line("explain", "-c", root / "etc/pgtlsproxy/pgtlsproxy.yaml", "--json", *question)
+        pod = root / name
+        if not pod.exists():
+            Manifests(name).mounts(pod, certs)
+        answer = command_line("explain", "-c", pod / "etc/pgtlsproxy/pgtlsproxy.yaml", "--json", *question)
         return json.loads(answer.stdout)["allowed"]
 
     uid = Manifests("sidecar").containers["shop"]["securityContext"]["runAsUser"]

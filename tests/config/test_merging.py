@@ -6,7 +6,7 @@ import pytest
 
 from pgtlsproxy.config import load_settings
 from pgtlsproxy.errors import ConfigError
-from pgtlsproxy.proxy.files import read_content
+from pgtlsproxy.proxy.reading import read_content
 
 MAIN = """
 defaults:

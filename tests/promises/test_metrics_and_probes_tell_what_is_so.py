@@ -444,6 +444,8 @@ def test_with_a_ca_its_certificates_see_everything_and_others_see_what_everybody
             made.load_cert_chain(shown.crt, shown.key)
         return made
 
+    # What has been logged by the supervisor has still to be heard by the process that serves metrics.
+    until(lambda: get(running, "/readyz", tls=context())[0] == 200)
     assert [get(running, path, tls=context())[0] for path in ("/metrics", "/readyz", "/status")] == [
         200,
         200,

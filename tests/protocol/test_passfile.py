@@ -67,6 +67,7 @@ def test_libpq_takes_the_same(postgres17, fake_backend, tmp_path, certs, content
         conversation.accept()
         conversation.send(wire.authentication(3))
         said.append(conversation.read_message().body)
+        conversation.hang_up()
 
     server = fake_backend(script, tls=False)
     file = tmp_path / "passwords"

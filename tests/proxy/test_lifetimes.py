@@ -29,18 +29,18 @@ def clock(monkeypatch):
 @pytest.fixture
 def told(clock):
     """`told()` is what is said now: (event, file, problems)."""
-    with structlog.testing.capture_logs() as logs:
-        told_of = Lifetimes(structlog.get_logger())
+    log = structlog.testing.LogCapture()
+    told_of = Lifetimes(structlog.wrap_logger(None, processors=[log], wrapper_class=structlog.BoundLogger))
 
-        def tell(*found):
-            if found:
-                told_of.take(found)
-            told_of.due = 0.0
-            logs.clear()
-            told_of.tell()
-            return [(entry["event"], entry["file"], entry["problems"]) for entry in logs]
+    def tell(*found):
+        if found:
+            told_of.take(found)
+        told_of.due = 0.0
+        log.entries.clear()
+        told_of.tell()
+        return [(entry["event"], entry["file"], entry["problems"]) for entry in log.entries]
 
-        yield tell
+    return tell
 
 
 SOON = ("expires_soon", "/etc/server.crt", ["CN=localhost expires in 5 days, on 2026-03-06"])

@@ -66,7 +66,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT
         a.rolname,
-        CASE WHEN a.rolpassword LIKE 'SCRAM-SHA-256$%' THEN a.rolpassword END,
+        CASE
+            WHEN a.rolpassword LIKE 'SCRAM-SHA-256$%' AND octet_length(a.rolpassword) <= 1024
+            THEN a.rolpassword
+        END,
         a.rolvaliduntil
     FROM pg_catalog.pg_authid AS a
     WHERE a.rolname OPERATOR(pg_catalog.=) wanted

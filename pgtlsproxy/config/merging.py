@@ -98,7 +98,7 @@ class Merged:
             elif isinstance(entries, dict):
                 for name, settings in entries.items():
                     if isinstance(settings, dict):
-                        entries[name] = own | settings
+                        entries[name] = _inherited(own, settings) | settings
 
     def where(self, path: KeyPath) -> str:
         """The file, line and key of a setting, wherever it stands."""
@@ -122,3 +122,10 @@ class Merged:
             if isinstance(defaults, dict) and inside[0] in (defaults.get(kind) or {}):
                 return self.main, ("defaults", kind, *inside)
         return owner, path
+
+
+def _inherited(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The defaults that an entry takes. One that lists databases refuses those that it does not list."""
+    return {
+        key: value for key, value in defaults.items() if key != "backend" or not settings.get("databases")
+    }

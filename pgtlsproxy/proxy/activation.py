@@ -225,11 +225,15 @@ def _each(address: TCPAddress | UnixAddress) -> list[str]:
 def _modes(where: str, listener: Listener, sockets: list[ListeningSocket]) -> Iterator[Mistake]:
     """Where more people may knock than `unix_socket_permissions` says."""
     for each in sockets:
-        file = Path(each.shown.removeprefix("unix:"))
-        if each.sock.family != socket.AF_UNIX or not file.is_socket():
+        if each.sock.family != socket.AF_UNIX:
             continue
-        mode = stat.S_IMODE(file.stat().st_mode)
-        if mode & ~listener.unix_socket_permissions:
+        file = Path(each.shown.removeprefix("unix:"))
+        try:
+            found = file.stat().st_mode
+        except OSError:  # gone, or in a folder that we may not search
+            continue
+        mode = stat.S_IMODE(found)
+        if stat.S_ISSOCK(found) and mode & ~listener.unix_socket_permissions:
             yield Mistake(
                 f"{where}.unix_socket_permissions",
                 f"is {listener.unix_socket_permissions:04o}, and {file} has {mode:04o}: set SocketMode= in "

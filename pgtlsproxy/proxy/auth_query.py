@@ -17,7 +17,7 @@ import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from pgtlsproxy.errors import BackendUnavailable, ClientGone
+from pgtlsproxy.errors import BackendUnavailable, ClientGone, TooManyConnections
 from pgtlsproxy.proxy.auth_connection import Asked, AuthConnection
 from pgtlsproxy.proxy.questions import Asking, Questions, TooManyQuestions
 from pgtlsproxy.proxy.resolve import Resolver
@@ -101,6 +101,7 @@ class AskedVerifiers:
         Raises:
             LookUpFailed: it says nothing.
             ClientGone: the client waits no longer.
+            TooManyConnections: too many logins wait for its answers.
 
         Cancellation: the asking goes on for those who wait for it too.
         """
@@ -124,6 +125,7 @@ class AskedVerifiers:
         Raises:
             LookUpFailed: it says nothing, and nothing is believed.
             ClientGone: the client waits no longer.
+            TooManyConnections: too many logins wait for its answers.
         """
         asked = self._remembered(user)
         if asked is None or not self._is_believed(asked):
@@ -162,7 +164,9 @@ class AskedVerifiers:
         try:
             question = self._questions.join(user, asker.source)
         except TooManyQuestions as error:
-            raise LookUpFailed(f"backend {self.name}: {error}") from None
+            # Whoever is remembered too: to be challenged as if nothing were known, and otherwise later, would
+            # tell that there is such a user.
+            raise TooManyConnections(f"auth_query at backend {self.name}: {error}") from None
         if not self._is_asking:
             self._is_asking = True
             trio.lowlevel.spawn_system_task(self._ask_all)

@@ -14,6 +14,7 @@ import json
 import pickle
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -203,6 +204,7 @@ class Answers:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._sending = threading.Lock()
 
     def receive(self) -> object:
         """The next order, waited for.
@@ -236,6 +238,10 @@ class Answers:
         return bytes(data)
 
     def send(self, answer: Answer) -> None:
-        """Send an answer; waits where the supervisor does not read, which it always does."""
+        """Send an answer; waits where the supervisor does not read, which it always does.
+
+        Any thread may: what one has begun is not broken by another.
+        """
         content = json.dumps([type(answer).__name__, asdict(answer)]).encode()
-        self._sock.sendall(_LENGTH.pack(len(content)) + content)
+        with self._sending:
+            self._sock.sendall(_LENGTH.pack(len(content)) + content)

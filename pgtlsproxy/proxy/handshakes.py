@@ -25,6 +25,7 @@ class Handshakes:
         self._window_ends = 0.0
         self._left = 0
         self._at_once = 1
+        self._is_letting = False
 
     async def begin(self, at_once: int) -> None:
         """Wait until a handshake may begin.
@@ -41,7 +42,8 @@ class Handshakes:
             return
         turn = trio.Event()
         self._waiting.append(turn)
-        if len(self._waiting) == 1:
+        if not self._is_letting:
+            self._is_letting = True
             trio.lowlevel.spawn_system_task(self._let_begin)
         try:
             await turn.wait()
@@ -56,3 +58,4 @@ class Handshakes:
             await trio.lowlevel.checkpoint()
             for _ in range(min(self._at_once, len(self._waiting))):
                 self._waiting.popleft().set()
+        self._is_letting = False

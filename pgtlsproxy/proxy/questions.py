@@ -14,8 +14,8 @@ import trio
 
 from pgtlsproxy.proxy.auth_connection import Asked
 
-MOST_OF_A_SOURCE: Final = 128
-"""Users that logins of one source wait to be asked for; one more, and its question fails."""
+MOST_OF_A_SOURCE: Final = 64
+"""Users that logins of one source wait to be asked for; one more, and its login is refused."""
 
 MOST_WAITING: Final = 4_000
 """The same of all sources together."""

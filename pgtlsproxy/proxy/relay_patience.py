@@ -48,13 +48,17 @@ class Patience:
     def lost(self) -> Iterator[int]:
         """The descriptors of full sockets whose peer has acknowledged nothing for longer than it may."""
         for fd, (sock, milliseconds) in tuple(self._full.items()):
-            if milliseconds and _silence(sock) >= milliseconds:
+            # Whoever is told of one leg may end its session, and forget the other.
+            if fd in self._full and milliseconds and _silence(sock) >= milliseconds:
                 yield fd
 
 
 def _silence(sock: socket.socket) -> int:
     """For how many ms a peer has answered nothing that it had to; 0 where it may have nothing to answer."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    except OSError:  # closed meanwhile
+        return 0
     retransmits, probes, since_answer = _INFO.unpack(info)
     return int(since_answer) if max(retransmits, probes) >= UNANSWERED else 0
 

@@ -108,8 +108,9 @@ class ServiceManager:
     @property
     def due(self) -> float:
         """`time.monotonic()` when `tend` has something to do, whether or not there is news."""
-        retry = time.monotonic() + RETRY_SECONDS if self._unsent else math.inf
-        return min(self._show_at, self._alive_at, retry)
+        if self._unsent:  # nothing else is said before
+            return time.monotonic() + RETRY_SECONDS
+        return min(self._show_at, self._alive_at)
 
     def asked_to_reload(self) -> None:
         """Say that a reload begins or that, behind the one under way, another does.

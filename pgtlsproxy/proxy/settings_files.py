@@ -30,6 +30,7 @@ class SettingsFiles:
         self._note = note
         self._seen = hashlib.blake2b()
         self._has_read = False
+        self._included = 0
         self.statuses: dict[str, os.stat_result] = {}
 
     @property
@@ -73,8 +74,9 @@ class SettingsFiles:
         self._note(folder or "/")
         names = Folder(folder or "/", "directory of included files").names()
         matching = sorted(each for each in names if each[0] != "." and fnmatch.fnmatchcase(each, name))
-        if len(matching) > MAX_INCLUDED:
-            raise UnusableFile(f'"{pattern}" names over {MAX_INCLUDED} files')
+        self._included += len(matching)
+        if self._included > MAX_INCLUDED:
+            raise UnusableFile(f'with "{pattern}" over {MAX_INCLUDED} files are included')
         return [f"{folder}/{each}" for each in matching]
 
     def _read(self, path: str, kind: str) -> bytes:

@@ -101,6 +101,8 @@ class _Supervisor:
         self._listening: list[tuple[str, ListeningSocket]] = []
         self._is_ready = False
         self._is_stopping = False
+        self._has_handed_over = False
+        self._waiting: list[WorkerProcess] = []
         self._drain_at = math.inf
         self._signals: list[int] = []
         self._woken, self._waking = socket.socketpair()
@@ -265,8 +267,16 @@ class _Supervisor:
         if not self._listening:
             self._open(answer)
             self._reloads.started(answer)
+        self._waiting.append(worker)
+        if self._predecessor is None or set(self._crew.seated) <= set(self._waiting):
+            # In another's place all serve or none does: what had been accepted would be lost with us.
+            for each in self._waiting:
+                self._begin(each)
+            self._waiting.clear()
+
+    def _begin(self, worker: WorkerProcess) -> None:
         worker.may_serve = True
-        worker.send(Swap(answer.generation))
+        worker.send(Swap(self._history.generation))
         worker.send(Serve(tuple((name, opened.sock) for name, opened in self._listening)))
         self._reloads.join(worker)
 
@@ -317,10 +327,11 @@ class _Supervisor:
             return
         self._is_stopping = True
         self._drain_at = time.monotonic() + LOGIN_SECONDS
+        self._has_handed_over = True
         self._reloads.stop_watching()
-        self._page.close()
         self._release(successor)
         self._crew.cease()
+        self._page.close()
         self._logger.info("handed_over", pid=successor.pid)
 
     def _release(self, successor: Successor) -> None:
@@ -355,6 +366,11 @@ class _Supervisor:
     def _stop(self, number: int) -> None:
         """Drain; told so again, end at once."""
         name = signal.Signals(number).name
+        if self._has_handed_over:
+            # It drains already; nobody has told it to end before.
+            self._has_handed_over = False
+            self._logger.info("shutting_down", signal=name)
+            return
         if self._is_stopping:
             self._logger.warning("shutting_down_at_once", signal=name)
             self._drain_at = math.inf

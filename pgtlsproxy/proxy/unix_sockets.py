@@ -62,8 +62,9 @@ class UnixFiles:
         os.close(self.lock)
 
     def sign(self) -> None:
-        """Write into the lock file whose it is."""
-        _sign(self.lock)
+        """Write into the lock file whose it is, for people to read; the lock is held either way."""
+        with contextlib.suppress(OSError):
+            _sign(self.lock)
 
 
 def listen_unix(

@@ -82,7 +82,7 @@ class Upgrade:
         """The successor, once it serves. Gives up on one that takes too long."""
         if self._successor is None:
             return None
-        if self._successor.serves:
+        if self._successor.serves and self._successor.status() is None:
             return self._take()
         self._successor.orders.flush()
         if self._successor.status() is not None:

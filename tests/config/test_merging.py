@@ -72,6 +72,13 @@ def test_defaults_hold_where_nothing_else_is_said_in_every_file(folder):
     assert {each.sslrootcert for each in settings.backends.values()} == {f"{folder}/ca.crt"}
 
 
+def test_a_default_backend_opens_no_listener_that_lists_its_databases(folder):
+    listing = MAIN.replace(", backend: primary}", ", databases: {app: primary}}")
+    put(folder / "p.yaml", listing.replace("hba/all.conf}", "hba/all.conf, backend: primary}"))
+    own = load(folder).listeners["own"]
+    assert (own.backend, list(own.databases)) == (None, ["app"])
+
+
 def test_paths_are_relative_to_the_folder_of_the_first_file_wherever_they_stand(folder):
     assert load(folder).backends["amber"].sslcert == f"{folder}/a.crt"
 

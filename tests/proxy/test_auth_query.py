@@ -16,7 +16,7 @@ from hypothesis.strategies import data, integers, sampled_from
 
 from fixtures.wire import PATIENCE
 from pgtlsproxy.config import AuthQuery
-from pgtlsproxy.errors import BackendUnavailable, ClientGone
+from pgtlsproxy.errors import BackendUnavailable, ClientGone, TooManyConnections
 from pgtlsproxy.identity import Secret
 from pgtlsproxy.protocol.auth_query import RoleSecret
 from pgtlsproxy.protocol.scram.keys import Verifier
@@ -439,7 +439,9 @@ async def test_whoever_waits_for_a_name_in_a_crowd_has_the_turn_of_its_own_sourc
 async def test_a_source_may_have_so_many_questions_and_no_more(crowd, monkeypatch):
     monkeypatch.setattr(questions, "MOST_OF_A_SOURCE", 3)
     await crowd.looks(HERE, ["begun", "a", "b", "c"])
-    with pytest.raises(LookUpFailed, match="backend b: logins of this source wait for 3 users to be asked"):
+    with pytest.raises(
+        TooManyConnections, match="backend b: logins of this source wait for 3 users to be asked"
+    ):
         await crowd.source.look("d", HERE)
     await crowd.looks(HERE, ["a", "begun"])  # no question more
     await crowd.looks(THERE, ["a", "d"])
@@ -452,7 +454,7 @@ async def test_all_sources_may_have_so_many_questions_together(crowd, monkeypatc
     monkeypatch.setattr(questions, "MOST_WAITING", 2)
     await crowd.looks(HERE, ["begun", "a"])
     await crowd.looks(THERE, ["b"])
-    with pytest.raises(LookUpFailed, match="2 questions wait already"):
+    with pytest.raises(TooManyConnections, match="2 questions wait already"):
         await crowd.source.look("c", HERE)
     await drained(crowd)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -74,6 +75,26 @@ class There(socket.socket):
         if option != socket.TCP_INFO:
             return super().getsockopt(level, option, *size)
         return relay_patience._INFO.pack(0, 1, 2 * MILLISECONDS)
+
+
+def test_of_a_session_whose_two_peers_are_gone_one_is_told():
+    """The first ends it: both legs are forgotten, and their sockets may be closed by then."""
+    with contextlib.ExitStack() as stack:
+        legs = []
+        for _ in range(2):
+            sock = Gone(fileno=socket.socket().detach())
+            stack.callback(sock.close)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, MILLISECONDS)
+            legs.append(SimpleNamespace(sock=sock, fd=sock.fileno(), unsent=b"x"))
+        patience = relay_patience.Patience()
+        for leg in legs:
+            patience.note(leg)
+        told = []
+        for fd in patience.lost():
+            told.append(fd)
+            for leg in legs:
+                patience.forget(leg.fd)
+        assert told == [legs[0].fd]
 
 
 @pytest.fixture

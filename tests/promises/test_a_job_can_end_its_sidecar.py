@@ -51,7 +51,7 @@ def test_it_drains_as_sigterm_does_and_once(start):
         client.send(wire.query("BEGIN"))  # the fake backend says nothing, so its answer is still owed
         assert [ask(running, body=b"bye"), ask(running), ask(running)] == [200, 200, 200]
         running.wait_for_event("shutting_down", timeout=PATIENCE, signal="SIGTERM")
-        assert ask(running, "GET", "/readyz") == 503
+        until(lambda: ask(running, "GET", "/readyz") == 503)
         assert len(running.log_events("quit_asked_for")) == 1
         assert running.log_events("shutting_down_at_once") == []
         client.end()

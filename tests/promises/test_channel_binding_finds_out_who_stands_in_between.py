@@ -81,7 +81,15 @@ class Middle:
             while True:
                 ready, _, _ = select.select(list(other), [], [], wire.PATIENCE)
                 for source in ready:
-                    data = source.recv(65536)  # of a record at most, so that nothing is left inside OpenSSL
+                    # What has come may be a record without data, or half of one. More than one is not read at
+                    # a time, so that nothing is left inside OpenSSL.
+                    source.setblocking(False)
+                    try:
+                        data = source.recv(65536)
+                    except ssl.SSLWantReadError:
+                        continue
+                    finally:
+                        source.settimeout(wire.PATIENCE)
                     if not data:
                         return
                     self.overheard += data
